@@ -67,7 +67,7 @@ def _check(f: dataclasses.Field[Any], value: Any) -> None:
     for v in values:
         if choices and v not in choices:
             raise ConfigError(f"{f.name} is {v!r}; choose one of: {', '.join(choices)}")
-        if low is not None and v < low or high is not None and v > high:
+        if (low is not None and v < low) or (high is not None and v > high):
             raise ConfigError(f"{f.name} is {v}; it must lie in [{low}, {high}]")
 
 
@@ -147,7 +147,9 @@ def resolve(cls: type[C], file: str | Path | None, flags: dict[str, Any]) -> C:
     given.update({k: v for k, v in flags.items() if v is not None})
     required = {f.name for f in dataclasses.fields(cls) if f.default is MISSING}
     for name in sorted(required - given.keys()):
-        raise ConfigError(f"--{name.replace('_', '-')} is missing; give it as a flag or in --config")
+        raise ConfigError(
+            f"--{name.replace('_', '-')} is missing; give it as a flag or in --config"
+        )
     return cls(**{name: convert(name, wanted[name], v) for name, v in given.items()})
 
 

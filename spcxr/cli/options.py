@@ -15,7 +15,9 @@ from spcxr import config as configs
 from spcxr.errors import SpcxrError
 
 
-def recipe_options(cls: type[configs.Config], arguments: tuple[str, ...] = ()) -> Callable[..., Any]:
+def recipe_options(
+    cls: type[configs.Config], arguments: tuple[str, ...] = ()
+) -> Callable[..., Any]:
     """Decorate a command with ``--config``, ``--debug`` and a flag for each field of ``cls``.
 
     Fields named in ``arguments`` become positional (a ``tuple[str, ...]`` takes one or more).
@@ -32,9 +34,13 @@ def recipe_options(cls: type[configs.Config], arguments: tuple[str, ...] = ()) -
         for f in reversed(dataclasses.fields(cls)):
             positional = f.name in arguments
             wrapped = (_argument if positional else _option)(f, configs.hints(cls)[f.name])(wrapped)
-        wrapped = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(wrapped)
+        wrapped = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(
+            wrapped
+        )
         return click.option(
-            "--config", type=click.Path(), help="YAML or JSON file of these settings; flags win over it."
+            "--config",
+            type=click.Path(),
+            help="YAML or JSON file of these settings; flags win over it.",
         )(wrapped)
 
     return decorate
@@ -58,7 +64,13 @@ def _option(f: dataclasses.Field[Any], hint: Any) -> Callable[..., Any]:
 
 
 def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
+    return (
+        ",".join(map(str, value))
+        if isinstance(value, tuple)
+        else ""
+        if value is None
+        else str(value)
+    )
 
 
 def with_exit_code(work: Callable[[], None], debug: bool) -> None:
@@ -73,5 +85,8 @@ def with_exit_code(work: Callable[[], None], debug: bool) -> None:
     except PermissionError as error:
         if debug:
             traceback.print_exc()
-        click.echo(f"error: {error.filename}: no permission ({error.strerror}); choose another folder", err=True)
+        click.echo(
+            f"error: {error.filename}: no permission ({error.strerror}); choose another folder",
+            err=True,
+        )
         raise SystemExit(2) from error

@@ -1,0 +1,54 @@
+# The front door. `make` lists the rooms.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= demo
+STAMP  := $(VENV)/.ready
+NATIVE := setup.py CMakeLists.txt $(shell find csrc kernels -type f -name '*.[ch]*' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench wheel gpu-check clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# pip resolves the environment once; the build itself uses it (no second torch is fetched).
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "spcxr needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt pip setuptools wheel cmake ninja pybind11 torch numpy
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+setup: $(STAMP) ## the environment in .venv, with the native library built
+
+demo: setup ## the main job on drawn phantoms: report in demo/report.html
+	$(BIN)/spcxr-train demo --out $(OUT)
+
+test: setup ## every quick test (C++, Python, doctests), at most 15 minutes
+	$(BIN)/pytest -m 'not slow and not gpu' tests spcxr
+
+test-slow: setup ## the slow ones: wheels in fresh environments, long runs
+	$(BIN)/pytest -m slow tests
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## every benchmark; results under benchmarks/results/
+	set -e; for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b; done
+
+wheel: setup ## a wheel and an sdist in dist/
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+gpu-check: ## on a CUDA machine: build, op tests, compute-sanitizer, benchmarks, in ten minutes
+	bash benchmarks/gpu_check.sh
+
+clean: ## what builds left behind (not the environment)
+	rm -rf build dist *.egg-info spcxr/*.so
