@@ -1,0 +1,92 @@
+"""The commands' promises: exit codes, one-line errors, settings files."""
+
+from dataclasses import dataclass
+
+import click
+from click.testing import CliRunner
+
+from spcxr.cli import train, use
+from spcxr.cli.options import recipe_options
+from spcxr.config import Config, setting
+from spcxr.errors import NothingDone, SpcxrError
+
+
+@dataclass(frozen=True)
+class Cook(Config):
+    out: str = setting(help="where")
+    egg_count: int = setting(2, "how many", low=1)
+    crack: bool = setting(True, "crack them")
+    span: tuple[float, float] = setting((0.5, 1.0), "a pair")
+    style: str = setting("fried", "how", choices=("fried", "boiled"))
+
+
+def cook(arguments, raises=None):
+    seen = []
+
+    @click.command()
+    @recipe_options(Cook)
+    def command(config):
+        seen.append(config)
+        if raises:
+            raise raises
+
+    result = CliRunner().invoke(command, arguments)
+    return result, seen[0] if seen else None
+
+
+def test_defaults_file_flags(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("egg_count: 5\nspan: [0.1, 0.2]\nstyle: boiled\n")
+    _, config = cook(["--out", "x", "--config", str(file), "--style", "fried", "--no-crack"])
+    assert config == Cook("x", 5, False, (0.1, 0.2), "fried")
+
+
+def test_unknown_key_is_refused_with_the_nearest_name(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("egg_cuont: 5\n")
+    result, _ = cook(["--out", "x", "--config", str(file)])
+    assert result.exit_code == 2
+    assert "egg_cuont" in result.output
+    assert "egg_count" in result.output
+
+
+def test_errors_are_one_line_with_their_exit_code():
+    for error, code in ((SpcxrError("a.dcm: bad; mend it"), 2), (NothingDone("none"), 1)):
+        result, _ = cook(["--out", "x"], raises=error)
+        assert result.exit_code == code
+        assert result.output == f"error: {error}\n"
+
+
+def test_debug_shows_the_traceback():
+    result, _ = cook(["--out", "x", "--debug"], raises=SpcxrError("bad"))
+    assert "Traceback" in result.output
+
+
+def test_bad_values():
+    for flags in (
+        ["--egg-count", "0"],
+        ["--egg-count", "two"],
+        ["--span", "1"],
+        ["--style", "raw"],
+    ):
+        result, _ = cook(["--out", "x", *flags])
+        assert result.exit_code == 2, result.output
+        assert len(result.output.strip().splitlines()) <= 4
+
+
+def test_required_is_said():
+    result, _ = cook([])
+    assert result.exit_code == 2
+    assert "--out" in result.output
+
+
+def test_unknown_command_and_version():
+    assert CliRunner().invoke(train, ["bake"]).exit_code == 2
+    assert "spcxr" in CliRunner().invoke(use, ["--version"]).output
+
+
+def test_info_names_every_backend_and_a_reason():
+    result = CliRunner().invoke(use, ["info"])
+    assert result.exit_code == 0, result.output
+    for word in ("reference", "native", "triton", "group_mask", "torch"):
+        assert word in result.output
