@@ -1,4 +1,4 @@
-"""One frozen dataclass per recipe is its flags, its ``--config`` file and its saved ``config.yaml``.
+"""One frozen dataclass per recipe: its flags, its ``--config`` file, its saved ``config.yaml``.
 
 Defaults < file < flags. Unknown keys are refused; every refusal names the remedy.
 """

@@ -15,7 +15,7 @@ class SpcxrError(Exception):
 
 
 class NothingDone(SpcxrError):
-    """The request was sound, yet nothing could be done (every file was rejected, say): exit code 1."""
+    """The request was sound, yet nothing could be done (every file rejected, say): exit code 1."""
 
     exit_code = 1
 

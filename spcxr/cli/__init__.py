@@ -15,7 +15,7 @@ from spcxr.cli.options import recipe_options
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command lives: a recipe module with ``run(config)``, its settings, its positionals."""
+    """Where a command lives: a recipe module with ``run(config)``, its settings, positionals."""
 
     module: str
     config: str
@@ -40,7 +40,7 @@ TRAIN = {
 
 
 class LazyGroup(click.Group):
-    """A click group that imports a recipe only when its command is asked for: ``--help`` is quick."""
+    """A click group that imports a recipe only when its command is asked for."""
 
     def __init__(self, table: dict[str, Command], **settings: Any) -> None:
         super().__init__(**settings)
