@@ -1,0 +1,370 @@
+"""Model folders: an encoder as timm would store it, with its preprocessing, and strict loading."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spcxr import __version__
+from spcxr.errors import SpcxrError
+from spcxr.models.vit import VIT_SIZES, VisionTransformer, resize_positions
+
+# What a foreign file may hold beside the encoder without changing the encoder's output.
+BESIDE_ENCODER = ("head.", "head_dist.", "fc_norm.", "pre_logits.", "decoder", "mask_token")
+PATCH_WEIGHT, POSITIONS = "patch_embed.proj.weight", "pos_embed"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a model folder holds: the encoder (eval mode), its ``config.json``, the head's state."""
+
+    encoder: VisionTransformer
+    config: dict[str, Any]
+    head_state: dict[str, Tensor] | None
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of each tensor: names in the encoder, and what was converted how."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    converted: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"matched {len(self.matched)}, missing {_listed(self.missing)}, "
+            f"unexpected {_listed(self.unexpected)}, converted {_listed(self.converted)}"
+        )
+
+
+def _listed(names: tuple[str, ...], most: int = 8) -> str:
+    shown = ", ".join(names[:most]) + (f", and {len(names) - most} more" if names[most:] else "")
+    return f"{len(names)} ({shown})" if names else "none"
+
+
+# --- writing --------------------------------------------------------------------------------
+
+
+def timm_config(encoder: VisionTransformer, mean: float, std: float) -> dict[str, Any]:
+    """The part of ``config.json`` that timm reads (``timm.create_model("local-dir:...")``).
+
+    >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=192, depth=12, heads=3)
+    >>> timm_config(encoder, 0.5, 0.25)["architecture"]
+    'vit_tiny_patch16_224'
+    """
+    shape = (encoder.width, encoder.depth, encoder.heads)
+    names = [name for name, size in VIT_SIZES.items() if size == shape]
+    # Any registered name serves for other shapes: model_args say everything that differs.
+    architecture = (names[0] if names else "vit_small") + "_patch16_224"
+    return {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": encoder.width,
+        "global_pool": "token",
+        "model_args": {
+            "img_size": list(encoder.image_px),
+            "patch_size": encoder.patch_px,
+            "in_chans": encoder.channels,
+            "embed_dim": encoder.width,
+            "depth": encoder.depth,
+            "num_heads": encoder.heads,
+            "mlp_ratio": encoder.mlp_ratio,
+        },
+        "pretrained_cfg": {
+            "input_size": [encoder.channels, *encoder.image_px],
+            "mean": [mean] * encoder.channels,
+            "std": [std] * encoder.channels,
+            "interpolation": "bilinear",
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def save_model_folder(
+    folder: str | Path,
+    encoder: VisionTransformer,
+    *,
+    preprocess: dict[str, Any],
+    mean: float,
+    std: float,
+    task: dict[str, Any] | None,
+    head: nn.Module | None,
+    provenance: dict[str, Any],
+) -> Path:
+    """Write ``model.safetensors``, ``config.json`` and, with a head, ``head.safetensors``.
+
+    The folder is written under a temporary name and renamed; an earlier model folder of that
+    name is replaced, anything else there is refused.
+
+    Parameters
+    ----------
+    preprocess
+        the store's preprocessing (``Preprocess.to_dict()``), so that it travels with the weights.
+    mean, std
+        of the pixels in [0, 1], as used for normalising.
+    task
+        what the head answers (kind, label names, head settings), or None for an encoder.
+    provenance
+        how the weights came to be (objective, data hash, epochs, seed); kept word for word.
+
+    Returns
+    -------
+    the folder.
+
+    Raises
+    ------
+    SpcxrError
+        the folder exists and is no model folder, or a head was given without a task.
+    """
+    folder = Path(folder)
+    if (head is None) != (task is None):
+        raise SpcxrError(f"{folder}: a head and its task go together; give both or neither")
+    if folder.exists() and not _is_model_folder(folder):
+        raise SpcxrError(f"{folder}: exists and is no model folder; choose another place")
+    config = timm_config(encoder, mean, std) | {
+        "preprocess": preprocess,
+        "task": task,
+        "provenance": provenance,
+        "spcxr_version": __version__,
+    }
+    text = json.dumps(config, indent=2) + "\n"
+    draft = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
+    draft.mkdir(parents=True)
+    try:
+        save_file(_plain(encoder), draft / "model.safetensors", metadata={"format": "pt"})
+        if head is not None:
+            save_file(_plain(head), draft / "head.safetensors", metadata={"format": "pt"})
+        (draft / "config.json").write_text(text)
+        _replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _plain(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict on the CPU, contiguous, ready for safetensors."""
+    return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+
+
+def _is_model_folder(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and "spcxr_version" in _read_json(config)
+
+
+def _replace(draft: Path, folder: Path) -> None:
+    """Put ``draft`` in the place of ``folder``; a folder cannot be swapped in one call."""
+    old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SpcxrError(f"{path}: not readable as JSON ({error}); export the model again") from (
+            error
+        )
+    if not isinstance(found, dict):
+        raise SpcxrError(f"{path}: holds no settings; export the model again")
+    return found
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise SpcxrError(f"{path}: not there; give a run, a model folder or a .safetensors file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SpcxrError(f"{path}: not a whole safetensors file ({error}); copy it again") from (
+            error
+        )
+
+
+def _model_folder(path: Path) -> Path:
+    """The model folder that ``path`` (a run or the folder itself) means."""
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise SpcxrError(
+        f"{path}: neither a run with an exported model/ nor a model folder (no config.json); "
+        "give the folder of a finished run"
+    )
+
+
+def _encoder_from(config: Mapping[str, Any], path: Path) -> VisionTransformer:
+    try:
+        arguments = config["model_args"]
+        height, width = arguments["img_size"]
+        return VisionTransformer(
+            image_px=(height, width),
+            patch_px=arguments["patch_size"],
+            channels=arguments["in_chans"],
+            width=arguments["embed_dim"],
+            depth=arguments["depth"],
+            heads=arguments["num_heads"],
+            mlp_ratio=arguments["mlp_ratio"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpcxrError(
+            f"{path}: model_args do not describe an encoder ({error!r}); export the model again"
+        ) from error
+
+
+def load_model_folder(path: str | Path) -> LoadedModel:
+    """Build and fill the encoder of a run folder or its ``model/`` folder, exactly as saved.
+
+    Returns
+    -------
+    `LoadedModel`; ``config`` holds ``preprocess``, ``task`` and ``pretrained_cfg`` (mean, std).
+
+    Raises
+    ------
+    SpcxrError
+        not a run or model folder, a torn file, or weights that are not those of the config.
+    """
+    folder = _model_folder(Path(path))
+    config = _read_json(folder / "config.json")
+    for key in ("model_args", "pretrained_cfg", "preprocess", "spcxr_version"):
+        if key not in config:
+            raise SpcxrError(f"{folder / 'config.json'}: {key} is missing; export the model again")
+    encoder = _encoder_from(config, folder / "config.json")
+    report = load_encoder_weights(encoder, folder)
+    if report.unexpected or report.converted:
+        raise SpcxrError(f"{folder}: weights are not those of config.json: {report}")
+    head = folder / "head.safetensors"
+    if (config.get("task") is not None) != head.is_file():
+        raise SpcxrError(f"{folder}: task and head.safetensors go together; export it again")
+    return LoadedModel(encoder.eval(), config, _read_tensors(head) if head.is_file() else None)
+
+
+def load_encoder_weights(encoder: VisionTransformer, path: str | Path) -> LoadReport:
+    """Fill ``encoder`` from a run, a model folder or a ``.safetensors`` file with timm's keys.
+
+    The channels of the first layer are converted (3 -> 1 by the sum of the filters, 1 -> 3 by a
+    third of the filter: the same answer to a grey image given thrice) and the positions resampled
+    to the encoder's grid. Everything else must match: a part of the encoder without weights, or
+    weights of an encoder of another build, are refused with nothing changed.
+
+    Returns
+    -------
+    `LoadReport`; ``missing`` is empty, ``unexpected`` names heads and decoders left aside.
+
+    Raises
+    ------
+    SpcxrError
+        a torn file, names or shapes that do not match, values that are not finite.
+    """
+    path = Path(path)
+    grid = None
+    if path.is_dir():
+        folder = _model_folder(path)
+        source = _encoder_from(_read_json(folder / "config.json"), folder / "config.json")
+        grid, path = source.grid, folder / "model.safetensors"
+    elif path.suffix != ".safetensors":
+        raise SpcxrError(f"{path}: give a run, a model folder or a .safetensors file")
+    state, wanted = _read_tensors(path), encoder.state_dict()
+    converted = _convert(state, encoder, grid, path)
+    report = LoadReport(
+        matched=tuple(k for k in wanted if k in state and state[k].shape == wanted[k].shape),
+        missing=tuple(k for k in wanted if k not in state),
+        unexpected=tuple(k for k in state if k not in wanted),
+        converted=converted,
+    )
+    _refuse_misfits(report, state, wanted, path)
+    encoder.load_state_dict({k: state[k] for k in wanted})
+    return report
+
+
+def _convert(
+    state: dict[str, Tensor],
+    encoder: VisionTransformer,
+    grid: tuple[int, int] | None,
+    path: Path,
+) -> tuple[str, ...]:
+    """Adapt channels and positions in place; say what was done."""
+    done = []
+    filters = state.get(PATCH_WEIGHT)
+    if filters is not None and filters.ndim == 4 and filters.shape[1] != encoder.channels:
+        state[PATCH_WEIGHT] = convert_channels(filters, encoder.channels)
+        done.append(f"{PATCH_WEIGHT}: {filters.shape[1]} -> {encoder.channels} channels")
+    positions = state.get(POSITIONS)
+    if positions is not None and positions.ndim == 3:
+        source = grid or _assumed_grid(positions.shape[1] - 1, encoder.grid, path)
+        if source != encoder.grid:
+            state[POSITIONS] = resize_positions(positions, source, encoder.grid)
+            done.append(f"{POSITIONS}: {source[0]}x{source[1]} -> %dx%d patches" % encoder.grid)
+    return tuple(done)
+
+
+def convert_channels(filters: Tensor, channels: int) -> Tensor:
+    """Patch filters ``[D, C, P, P]`` for another channel count: 3 -> 1 sum, 1 -> 3 a third each.
+
+    Raises
+    ------
+    SpcxrError
+        any other pair of counts.
+
+    >>> convert_channels(torch.ones(8, 3, 16, 16), 1).shape
+    torch.Size([8, 1, 16, 16])
+    """
+    pair = (filters.shape[1], channels)
+    if pair == (3, 1):
+        return filters.sum(1, keepdim=True)
+    if pair == (1, 3):
+        return filters.expand(-1, 3, -1, -1) / 3.0
+    raise SpcxrError(f"weights of {pair[0]} channels for an encoder of {pair[1]}; only 1 and 3 mix")
+
+
+def _assumed_grid(count: int, wanted: tuple[int, int], path: Path) -> tuple[int, int]:
+    """A bare file does not say its grid: as many patches as wanted, or a square."""
+    if count == wanted[0] * wanted[1]:
+        return wanted
+    side = math.isqrt(max(count, 0))
+    if side * side != count:
+        raise SpcxrError(
+            f"{path}: {count} positions are no square grid and not the {wanted[0]}x{wanted[1]} "
+            "wanted; give the model folder, whose config.json says the grid"
+        )
+    return (side, side)
+
+
+def _refuse_misfits(
+    report: LoadReport, state: dict[str, Tensor], wanted: dict[str, Tensor], path: Path
+) -> None:
+    """Raise unless each tensor of the encoder is there, fits and is finite, and none is left."""
+    misfits = [
+        f"{k} {list(state[k].shape)} for {list(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
+    foreign = tuple(k for k in report.unexpected if not k.startswith(BESIDE_ENCODER))
+    if report.missing or misfits or foreign:
+        raise SpcxrError(
+            f"{path}: not the weights of this encoder: missing {_listed(report.missing)}; "
+            f"unexpected {_listed(foreign)}; other shape {_listed(tuple(misfits))}; matched "
+            f"{len(report.matched)} of {len(wanted)}; check the model's size and patch_px"
+        )
+    broken = tuple(k for k in wanted if not bool(torch.isfinite(state[k]).all()))
+    if broken:
+        raise SpcxrError(f"{path}: values that are not finite in {_listed(broken)}; retrain it")
