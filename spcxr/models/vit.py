@@ -7,7 +7,7 @@ Architecture: ViT (arXiv 2010.11929) in DeiT's sizes (arXiv 2012.12877), pre-nor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -200,7 +200,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + count, width))
         self.patch_embed = PatchEmbed(patch_px, channels, width)
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self._initialise()
@@ -242,6 +242,37 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` -> the cls feature after the final norm ``[B, D]``."""
         return self.forward_features(images)[:, 0]
+
+    @overload
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: Literal[False] = False,
+        norm: bool = True,
+    ) -> tuple[Tensor, ...]: ...
+
+    @overload
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int],
+        reshape: bool,
+        return_class_token: Literal[True],
+        norm: bool = True,
+    ) -> tuple[tuple[Tensor, Tensor], ...]: ...
+
+    @overload
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        *,
+        return_class_token: Literal[True],
+        norm: bool = True,
+    ) -> tuple[tuple[Tensor, Tensor], ...]: ...
 
     def get_intermediate_layers(
         self,
