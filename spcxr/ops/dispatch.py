@@ -1,0 +1,185 @@
+"""The one place where a backend is chosen, with a reason for each that is not.
+
+``native`` is the C++/CUDA library beside the package (``spcxr/_native_ops.so``, LibTorch stable
+ABI), ``triton`` the twins in ``spcxr.kernels``, ``reference`` plain torch. A backend asked for by
+name serves or raises; ``auto`` takes the first that can and logs once which.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from spcxr.errors import SpcxrError
+
+log = logging.getLogger(__name__)
+
+BACKENDS = ("native", "triton", "reference")  # in the order `auto` tries them
+VERBS = ("group_mask",)
+LIBRARY = Path(__file__).resolve().parents[1] / "_native_ops.so"
+
+
+class BackendUnavailable(SpcxrError):
+    """The backend that was asked for cannot serve here; the message says why."""
+
+
+class Native(NamedTuple):
+    """The loaded library: its own account of its build, or the reason it is not there."""
+
+    build: dict[str, str]
+    reason: str | None
+
+
+@functools.cache
+def native() -> Native:
+    """Load the native library, once."""
+    if not LIBRARY.exists():
+        return Native(
+            {},
+            f"{LIBRARY.name} was not built (no C++ compiler at install, or a checkout that was not "
+            "installed); install g++, then: pip install --no-build-isolation -e .",
+        )
+    try:
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:  # what ctypes raises: another torch, a missing symbol, a torn file
+        cause = str(error).splitlines()[0]
+        return Native({}, f"{LIBRARY} does not load ({cause}); build it for this torch")
+    account = ctypes.CDLL(str(LIBRARY)).spcxr_build_info
+    account.restype = ctypes.c_char_p
+    return Native(json.loads(account()), None)
+
+
+def register_fake(verb: str, fake: Callable[..., Any]) -> None:
+    """Tell torch.compile and torch.export the shapes of a native op, when it is there."""
+    if native().reason is None:
+        torch.library.register_fake(f"spcxr::{verb}", fake)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs in its interpreter, on the CPU (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def unavailable(verb: str, backend: str, device: str) -> str | None:
+    """Why a backend cannot serve a verb for tensors on ``cpu`` or ``cuda``; None when it can.
+
+    >>> unavailable("group_mask", "reference", "cpu") is None
+    True
+    """
+    if verb not in VERBS or backend not in BACKENDS:
+        raise SpcxrError(
+            f"no backend {backend!r} of {verb!r}; choose auto or: {', '.join(BACKENDS)}"
+        )
+    if backend == "native":
+        return _native_reason(device)
+    return _triton_reason(device) if backend == "triton" else None
+
+
+def _native_reason(device: str) -> str | None:
+    made, reason = native()
+    if reason is not None or device == "cpu":
+        return reason
+    if device != "cuda":
+        return f"no kernel for tensors on {device!r}"
+    return None if made["cuda"].startswith("sm_") else f"built without CUDA ({made['cuda']})"
+
+
+def _triton_reason(device: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
+    if importlib.util.find_spec("spcxr.kernels") is None:
+        return "spcxr.kernels is not installed (pip install --no-build-isolation -e .)"
+    if interpreted():
+        return None if device == "cpu" else "TRITON_INTERPRET=1 interprets on the CPU only"
+    if device != "cuda":
+        return f"needs a CUDA device, and the tensors are on {device!r}"
+    return None
+
+
+# Dynamo evaluates this once while tracing: a backend does not change within a process.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@functools.cache
+def choose(verb: str, backend: str, device: str) -> str:
+    """The name of the backend that serves, for tensors on a device type.
+
+    Raises
+    ------
+    BackendUnavailable
+        the backend was asked for by name and cannot serve.
+    """
+    if backend != "auto":
+        reason = unavailable(verb, backend, device)
+        if reason is not None:
+            raise BackendUnavailable(f"{verb}: backend {backend!r} cannot serve: {reason}")
+        return backend
+    reasons = {name: unavailable(verb, name, device) for name in BACKENDS}
+    served = next(name for name, reason in reasons.items() if reason is None)
+    passed = [f"{n}: {r}" for n, r in reasons.items() if r is not None]
+    level = logging.WARNING if reasons["native"] else logging.INFO
+    log.log(level, "%s on %s: %s serves%s", verb, device, served, "".join(f"; {p}" for p in passed))
+    return served
+
+
+def kernel(
+    verb: str, backend: str, device: str, reference: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The function that serves: a native op, a Triton twin or the reference given."""
+    served = choose(verb, backend, device)
+    if served == "native":
+        return getattr(torch.ops.spcxr, verb)
+    if served == "triton":
+        return getattr(importlib.import_module(f"spcxr.kernels.{verb}"), verb)
+    return reference
+
+
+def report() -> list[dict[str, Any]]:
+    """Rows of verb, backend, available, used, reason, for the device this machine would use.
+
+    >>> [row["backend"] for row in report() if row["verb"] == "group_mask"]
+    ['native', 'triton', 'reference']
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = []
+    for verb in VERBS:
+        used = choose(verb, "auto", device)
+        for backend in BACKENDS:
+            reason = unavailable(verb, backend, device)
+            row = {"verb": verb, "backend": backend, "available": reason is None}
+            row["used"] = backend == used
+            row["reason"] = reason or (
+                f"first that can serve on {device}" if backend == used else f"{used} comes first"
+            )
+            rows.append(row)
+    return rows
+
+
+def build_info() -> dict[str, str]:
+    """What the native library is and was built with, and what this CPU can do.
+
+    >>> sorted(build_info())[:2]
+    ['cpu_features', 'library']
+    """
+    made, reason = native()
+    return {"library": reason or str(LIBRARY), **made, "cpu_features": cpu_features()}
+
+
+def cpu_features() -> str:
+    """The vector and matrix extensions of this CPU that kernels care about."""
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists():
+        return torch.backends.cpu.get_cpu_capability()
+    line = re.search(r"^flags\s*:(.*)$", flags.read_text(), re.MULTILINE)
+    words = (line.group(1) if line else "").split()
+    kept = [w for w in words if re.fullmatch(r"avx2|avx512(f|bw|vnni|_vnni|_bf16)|amx_\w+", w)]
+    return " ".join(kept) or "none of AVX2, AVX-512, AMX"

@@ -1,0 +1,205 @@
+"""The one random generator: Philox4x32-10 (Salmon et al., SC'11), counter-based.
+
+A number depends on (seed, epoch, image id, stream, index) alone: not on the batch, its order, the
+device, the worker or the world size. ``csrc/core/philox.h`` and ``kernels/group_mask.py`` hold the
+same layout, and tests hold all three to the same words::
+
+    key     = (seed low 32 bits, seed high 32 bits)
+    counter = (index of the block of four words, epoch, id low 32 bits, id high 16 bits | stream << 16)
+    stream  = number of the name | view << 8          "crop-1" is the stream "crop" of view 1
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from spcxr.errors import SpcxrError
+
+# A number, once given, stays: reusing one would repeat another stream's randomness.
+STREAMS = {"groups": 1, "crop": 2, "noise": 3, "kind": 4, "partner": 5, "shuffle": 6}
+MAX_VIEWS = 256
+MAX_IMAGE_ID = 2**48
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_CHUNK = 1 << 15  # blocks computed at a time: the eight working arrays stay in the L2 cache
+
+
+def stream_number(stream: str) -> int:
+    """The 16 bits a stream adds to the counter.
+
+    >>> stream_number("groups"), stream_number("crop-1")
+    (1, 258)
+    >>> stream_number("dice")
+    Traceback (most recent call last):
+    spcxr.errors.SpcxrError: no random stream 'dice'; add it to STREAMS in spcxr/ops/philox.py
+    """
+    name, dash, view = stream.partition("-")
+    if name not in STREAMS or (dash and not view.isdecimal()):
+        raise SpcxrError(f"no random stream {stream!r}; add it to STREAMS in spcxr/ops/philox.py")
+    number = int(view) if dash else 0
+    if number >= MAX_VIEWS:
+        raise SpcxrError(f"random stream {stream!r}: views are numbered 0 to {MAX_VIEWS - 1}")
+    return STREAMS[name] | number << 8
+
+
+def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox4x32 on int64 tensors that hold 32-bit words.
+
+    Parameters
+    ----------
+    counter
+        four int64 tensors that broadcast against each other, values in [0, 2**32).
+    key
+        two ints in [0, 2**32).
+
+    Returns
+    -------
+    four int64 tensors of the broadcast shape, values in [0, 2**32).
+
+    >>> zero = torch.zeros((), dtype=torch.int64)
+    >>> [hex(int(w)) for w in philox4x32((zero,) * 4, (0, 0))]
+    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The product may pass 2**63 and wrap; its 64 bits are still the right ones.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0 = ((p1 >> 32) & _LOW) ^ (c1 ^ k0)
+        c2 = ((p0 >> 32) & _LOW) ^ (c3 ^ k1)
+        c1, c3 = p1 & _LOW, p0 & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return c0, c1, c2, c3
+
+
+def check_ids(image_ids: Tensor) -> None:
+    """Refuse image ids that are not ``[B]`` int64 in [0, 2**48)."""
+    if image_ids.dtype != torch.int64 or image_ids.dim() != 1:
+        raise SpcxrError(
+            f"image ids are {image_ids.dtype} of shape {tuple(image_ids.shape)}; give [B] int64"
+        )
+    if len(image_ids) and not 0 <= int(image_ids.min()) <= int(image_ids.max()) < MAX_IMAGE_ID:
+        raise SpcxrError("an image id is negative or 2**48 and more; number images from 0")
+
+
+def check_key(seed: int, epoch: int) -> None:
+    """Refuse a seed outside [0, 2**63) or an epoch outside [0, 2**32)."""
+    if not 0 <= seed < 2**63 or not 0 <= epoch < 2**32:
+        raise SpcxrError(f"seed {seed}, epoch {epoch}; give 0 <= seed < 2**63, 0 <= epoch < 2**32")
+
+
+def words(image_ids: Tensor, count: int, *, seed: int, epoch: int, stream: str) -> Tensor:
+    """Raw 32-bit words, ``[B, count, 4]`` int64: block ``i`` of image ``b`` at ``[b, i]``.
+
+    >>> words(torch.tensor([7]), 1, seed=1, epoch=2, stream="groups").shape
+    torch.Size([1, 1, 4])
+    """
+    check_ids(image_ids)
+    check_key(seed, epoch)
+    device = image_ids.device
+    key = (seed & _LOW, seed >> 32)
+    made = torch.empty(len(image_ids), count, 4, dtype=torch.int64, device=device)
+    columns = max(min(count, _CHUNK), 1)
+    rows = max(_CHUNK // columns, 1)
+    fixed = torch.tensor(epoch, dtype=torch.int64, device=device)
+    top = stream_number(stream) << 16
+    for b in range(0, len(image_ids), rows):
+        ids = image_ids[b : b + rows, None]
+        for i in range(0, count, columns):
+            index = torch.arange(i, min(i + columns, count), device=device)[None]
+            block = philox4x32((index, fixed, ids & _LOW, ids >> 32 | top), key)
+            for word, values in enumerate(block):
+                made[b : b + rows, i : i + columns, word] = values
+    return made
+
+
+def uniform(image_ids: Tensor, n: int, *, seed: int, epoch: int, stream: str) -> Tensor:
+    """Uniform numbers in [0, 1), multiples of 2**-32.
+
+    Parameters
+    ----------
+    image_ids
+        ``[B]`` int64 in [0, 2**48), on any device.
+    n
+        numbers an image.
+    stream
+        a name of `STREAMS`, or name-view as in ``crop-1``.
+
+    Returns
+    -------
+    ``[B, n]`` float64 on the device of ``image_ids``; the same bits on every device.
+
+    Raises
+    ------
+    SpcxrError
+        unknown stream; ids, seed or epoch out of range.
+
+    >>> a = uniform(torch.tensor([3, 5]), 2, seed=0, epoch=0, stream="crop")
+    >>> b = uniform(torch.tensor([5]), 2, seed=0, epoch=0, stream="crop")
+    >>> bool((a[1] == b[0]).all())
+    True
+    """
+    blocks = words(image_ids, math.ceil(n / 4), seed=seed, epoch=epoch, stream=stream)
+    return blocks.flatten(1)[:, :n].double() * 2.0**-32
+
+
+def normal(
+    image_ids: Tensor,
+    n: int,
+    *,
+    seed: int,
+    epoch: int,
+    stream: str,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Standard normal numbers by Box-Muller: words (0, 1) and (2, 3) of a block make two each.
+
+    Parameters
+    ----------
+    image_ids
+        ``[B]`` int64 in [0, 2**48).
+    n
+        numbers an image.
+    stream
+        a name of `STREAMS`, or name-view as in ``noise-1``.
+    device
+        where to compute (default: that of ``image_ids``). The words are the same everywhere; log
+        and cos may differ in the last bits between devices.
+
+    Returns
+    -------
+    ``[B, n]`` float32, \\|value\\| < 6.67.
+
+    Raises
+    ------
+    SpcxrError
+        unknown stream; ids, seed or epoch out of range.
+
+    >>> normal(torch.arange(2), 5, seed=0, epoch=0, stream="noise").shape
+    torch.Size([2, 5])
+    """
+    if device is not None:
+        image_ids = image_ids.to(device)
+    blocks = words(image_ids, math.ceil(n / 4), seed=seed, epoch=epoch, stream=stream)
+    pairs = blocks.view(len(image_ids), -1, 2)
+    # (word + 1) / 2**32 is in (0, 1]: the logarithm is finite.
+    radius = ((pairs[..., 0] + 1).float() * 2.0**-32).log_().mul_(-2).sqrt_()
+    angle = pairs[..., 1].float() * (2 * math.pi * 2.0**-32)
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(1)[:, :n]
+
+
+def fold_in(seed: int, number: int) -> int:
+    """A new seed for, say, the second view: as unrelated to ``seed`` as another seed would be.
+
+    >>> fold_in(1, 0) != fold_in(1, 1) != fold_in(2, 1)
+    True
+    """
+    check_key(seed, number)
+    counter = torch.tensor([number, 0, 0, _LOW], dtype=torch.int64)
+    low, high, _, _ = philox4x32(tuple(counter.unbind()), (seed & _LOW, seed >> 32))
+    return int(low) | (int(high) & 0x7FFFFFFF) << 32
