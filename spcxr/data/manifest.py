@@ -1,0 +1,375 @@
+"""The manifest: one row an image, with its patient, its split and its labels."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spcxr.data.splits import fill_splits, refuse_leaks
+from spcxr.data.tables import Columns, read_table
+from spcxr.errors import SpcxrError
+
+TEXT_COLUMNS = ("path", "patient_id", "split", "view", "site", "sex", "mask_path")
+RESERVED = (*TEXT_COLUMNS, "age")
+# What `prepare` adds to a store's manifest; a file that holds them already would be overwritten.
+ADDED = {
+    "source_root": pa.string(),
+    "image_height_px": pa.int32(),
+    "image_width_px": pa.int32(),
+    "spacing_row_mm": pa.float32(),
+    "spacing_column_mm": pa.float32(),
+    "box_top": pa.int32(),
+    "box_left": pa.int32(),
+    "box_height": pa.int32(),
+    "box_width": pa.int32(),
+    "reader_notes": pa.string(),
+}
+LABEL_VALUES = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "": None}
+MOST_CLASSES = 200  # more distinct values than this in `label` is free text, not classes
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table of images. ``labels`` names the label columns; ``notes`` says what was decided.
+
+    Columns ``path, patient_id, split, view, site, sex, mask_path`` are text (``""`` = unknown),
+    ``age`` is float32 years, label columns are int8: 1 yes, 0 no, -1 uncertain, null unknown. Paths
+    are relative to ``source_root``; several masks of one image are joined by ``|``.
+
+    >>> m = Manifest.from_columns({"path": ["a.png", "b.png"], "label": ["covid", ""]}, root=".")
+    >>> m.labels, m.label_matrix(["covid"]).tolist()
+    (('covid',), [[1.0], [nan]])
+    """
+
+    table: pa.Table
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        *,
+        root: str | Path | None = None,
+        labels: Sequence[str] = (),
+    ) -> Manifest:
+        """Read a CSV or Parquet manifest; its paths are relative to ``root`` (default: its folder).
+
+        ``labels`` names the label columns; by default they are every column that is not reserved
+        and whose cells are all 1, 0, -1 or blank, and the values of a text column ``label``
+        (``a|b`` = both), one column each.
+
+        Raises
+        ------
+        SpcxrError
+            No ``path`` column, a path outside the root, the same image and mask twice, a label
+            cell or an age that cannot be read, a patient in two splits. The line names the row as
+            a spreadsheet counts it (the header is row 1).
+        """
+        path = Path(path)
+        columns = read_table(path)
+        root = path.parent if root is None else root
+        made = cls.from_columns(columns, root=root, labels=labels, name=str(path))
+        refuse_leaks(made.patients.tolist(), made.column("split"), str(path))
+        return made
+
+    @classmethod
+    def from_columns(
+        cls,
+        columns: Mapping[str, Sequence[str]],
+        *,
+        root: str | Path,
+        labels: Sequence[str] = (),
+        name: str = "manifest",
+        notes: tuple[str, ...] = (),
+    ) -> Manifest:
+        """Build from columns of text; the same checks as `read` (but no check for leaks)."""
+        text = {key: list(map(str, cells)) for key, cells in columns.items()}
+        if "path" not in text:
+            found = ", ".join(text) or "nothing"
+            raise SpcxrError(f"{name}: no column 'path'; rename one of its columns: {found}")
+        for key in ADDED:
+            if key in text:
+                raise SpcxrError(
+                    f"{name}: column {key!r} is one that prepare writes; "
+                    "rename or drop it, or give the manifest the store was made from"
+                )
+        rows = len(text["path"])
+        for key in TEXT_COLUMNS:
+            text.setdefault(key, [""] * rows)
+        _check_paths(text, Path(root), name)
+        parsed = _parse_labels(text, tuple(labels), name)
+        arrays: dict[str, pa.Array] = {}
+        for key, cells in text.items():
+            arrays[key] = pa.array(cells, pa.string())
+        arrays["age"] = pa.array(_ages(text.get("age", [""] * rows), name), pa.float32())
+        arrays |= {key: pa.array(values, pa.int8()) for key, values in parsed.items()}
+        arrays["source_root"] = pa.array([os.path.realpath(root)] * rows, pa.string())
+        order = [*RESERVED, *parsed, *(key for key in arrays if key not in {*RESERVED, *parsed})]
+        return cls(pa.table({key: arrays[key] for key in order}), tuple(parsed), notes)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def column(self, name: str) -> list[Any]:
+        """The cells of one column."""
+        if name not in self.table.column_names:
+            raise SpcxrError(f"no column {name!r}; found: {', '.join(self.table.column_names)}")
+        return self.table.column(name).to_pylist()
+
+    @property
+    def patients(self) -> np.ndarray:
+        """``(n,)`` text: the patient of each row. A row without one is its own patient.
+
+        >>> Manifest.from_columns({"path": ["a.png"]}, root=".").patients.tolist()
+        ['file:a.png']
+        """
+        pairs = zip(self.column("patient_id"), self.column("path"), strict=True)
+        return np.array([patient or f"file:{path}" for patient, path in pairs], dtype=np.str_)
+
+    def rows(self, splits: str | Sequence[str]) -> np.ndarray:
+        """``(m,)`` int64: the rows of these splits, in order.
+
+        >>> m = Manifest.from_columns({"path": ["a", "b"], "split": ["train", "val"]}, root=".")
+        >>> m.rows("val"), m.rows(["train", "val"])
+        (array([1]), array([0, 1]))
+        """
+        wanted = {splits} if isinstance(splits, str) else set(splits)
+        return np.flatnonzero([split in wanted for split in self.column("split")]).astype(np.int64)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits that occur, in order of first appearance."""
+        return tuple(dict.fromkeys(self.column("split")))
+
+    def label_matrix(self, names: Sequence[str] | None = None) -> np.ndarray:
+        """``(n, K)`` float32 of 1, 0, -1 (uncertain) and NaN (unknown); all labels by default."""
+        names = self.labels if names is None else names
+        for name in names:
+            if name not in self.labels:
+                known = ", ".join(self.labels) or "none"
+                raise SpcxrError(f"no label {name!r}; the manifest's labels: {known}")
+        columns = [self.table.column(name).cast(pa.float32()).fill_null(np.nan) for name in names]
+        made = [np.asarray(column.to_numpy()) for column in columns]
+        return np.stack(made, axis=1) if made else np.zeros((len(self), 0), np.float32)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> Manifest:
+        """The same manifest with these rows only, in this order."""
+        return replace(self, table=self.table.take(pa.array(np.asarray(rows, np.int64))))
+
+    def with_columns(self, columns: Mapping[str, pa.Array]) -> Manifest:
+        """The same manifest with columns replaced or added."""
+        table = self.table
+        for name, array in columns.items():
+            if name in table.column_names:
+                table = table.set_column(table.column_names.index(name), name, array)
+            else:
+                table = table.append_column(name, array)
+        return replace(self, table=table)
+
+    def with_labels(self, labels: Sequence[str]) -> Manifest:
+        """The same table with only these label columns counted as labels."""
+        self.label_matrix(labels)  # refuses an unknown one
+        return replace(self, labels=tuple(labels))
+
+    def settled(
+        self, ratios: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0, where: str = "manifest"
+    ) -> Manifest:
+        """Blank splits filled by patient (`splits.fill_splits`) and noted; leaks refused."""
+        patients, splits = self.patients.tolist(), self.column("split")
+        notes = list(self.notes)
+        if blank := sum(not split for split in splits):
+            shares = "/".join(f"{r:g}" for r in ratios)
+            notes.append(f"{blank} rows had no split: train/val/test {shares} by patient hash, "
+                         f"seed {seed}")  # fmt: skip
+        if alone := sum(not p for p in self.column("patient_id")):
+            notes.append(f"{alone} rows have no patient_id: each counts as a patient of its own")
+        splits = fill_splits(patients, splits, ratios, seed)
+        roots = zip(patients, self.column("source_root"), strict=True)
+        # Two sources may hold files of one name: those are not one patient.
+        apart = [f"{root}/{p}" if p.startswith("file:") else p for p, root in roots]
+        refuse_leaks(apart, splits, where)
+        made = self.with_columns({"split": pa.array(splits, pa.string())})
+        return replace(made, notes=tuple(notes))
+
+    def write(self, path: str | Path) -> None:
+        """Write as Parquet, with the label names and notes in its metadata."""
+        block = json.dumps({"labels": self.labels, "notes": self.notes})
+        metadata = {**(self.table.schema.metadata or {}), b"spcxr": block.encode()}
+        pq.write_table(self.table.replace_schema_metadata(metadata), path)
+
+    @classmethod
+    def read_stored(cls, path: str | Path) -> Manifest:
+        """Read what `write` wrote."""
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            line = str(error).splitlines()[0]
+            raise SpcxrError(f"{path}: cannot be read ({line}); prepare the store again") from error
+        block = json.loads((table.schema.metadata or {}).get(b"spcxr", b"null"))
+        if not isinstance(block, dict):
+            raise SpcxrError(f"{path}: not a store's manifest; prepare the store again")
+        return cls(table, tuple(block["labels"]), tuple(block["notes"]))
+
+
+def concatenate(manifests: Sequence[Manifest]) -> Manifest:
+    """One manifest of several; a column that one of them lacks is unknown there.
+
+    >>> a = Manifest.from_columns({"path": ["a"], "x": ["1"]}, root=".")
+    >>> b = Manifest.from_columns({"path": ["b"], "y": ["0"]}, root=".")
+    >>> concatenate([a, b]).label_matrix(["x", "y"]).tolist()
+    [[1.0, nan], [nan, 0.0]]
+    """
+    labels = tuple(dict.fromkeys(name for m in manifests for name in m.labels))
+    for name in labels:
+        kinds = {m.table.schema.field(name).type for m in manifests if name in m.table.column_names}
+        if kinds != {pa.int8()}:
+            raise SpcxrError(
+                f"column {name!r} is a label in one source and text in another; "
+                "rename it in one, or name the label columns with --labels"
+            )
+    bare = [m.table.replace_schema_metadata(None) for m in manifests]
+    table = pa.concat_tables(bare, promote_options="default")
+    notes = tuple(dict.fromkeys(note for m in manifests for note in m.notes))
+    made = Manifest(table.combine_chunks(), labels, notes)
+    blanks = {
+        field.name: made.table.column(field.name).fill_null("")
+        for field in made.table.schema
+        if field.type == pa.string() and made.table.column(field.name).null_count
+    }
+    return made.with_columns(blanks)
+
+
+def split_paths(cell: str) -> tuple[str, ...]:
+    """The paths in one ``mask_path`` cell.
+
+    >>> split_paths("left.png|right.png"), split_paths("")
+    (('left.png', 'right.png'), ())
+    """
+    return tuple(part for part in cell.split("|") if part)
+
+
+def _check_paths(text: Columns, root: Path, name: str) -> None:
+    """Make paths relative to the root; refuse those that leave it, and doubled rows."""
+    inside = Inside(root)
+    seen: dict[tuple[str, str], int] = {}
+    for index in range(len(text["path"])):
+        number = index + 2
+        if not text["path"][index]:
+            raise SpcxrError(f"{name}: row {number} has no path; fill it or drop the row")
+        for key in ("path", "mask_path"):
+            parts = split_paths(text[key][index]) if key == "mask_path" else [text[key][index]]
+            made = [inside.relative(part) for part in parts]
+            if None in made:
+                raise SpcxrError(
+                    f"{name}: row {number}, column {key!r}: {text[key][index]} leaves the root "
+                    f"{root}; put the files below it, or name their folder with --root"
+                )
+            text[key][index] = "|".join(filter(None, made))
+        pair = (text["path"][index], text["mask_path"][index])
+        earlier = seen.setdefault(pair, number)
+        if earlier != number:
+            raise SpcxrError(
+                f"{name}: rows {earlier} and {number} are the same image ({pair[0]}); drop one"
+            )
+
+
+class Inside:
+    """Tells whether a path stays below a root once links are followed (folders are cached)."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = os.path.realpath(root)
+        self._folders: dict[str, str] = {}
+
+    def relative(self, path: str) -> str | None:
+        """The path relative to the root as written, or None when it leaves the root."""
+        full = os.path.normpath(os.path.join(self.root, path))
+        folder, file = os.path.split(full)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        real = os.path.join(self._folders[folder], file)
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        if not real.startswith(self.root.rstrip(os.sep) + os.sep):
+            return None
+        if not full.startswith(self.root.rstrip(os.sep) + os.sep):
+            full = real  # reached through another name of the root
+        return os.path.relpath(full, self.root).replace(os.sep, "/")
+
+
+def _parse_labels(text: Columns, wanted: tuple[str, ...], name: str) -> dict[str, list[int | None]]:
+    """Label columns by name: those wanted, or those that can be nothing else."""
+    classes = _classes(text["label"]) if "label" in text else {}
+    if wanted:
+        chosen = [c for w in wanted for c in (classes if w == "label" and classes else [w])]
+    else:
+        plain = [c for c in text if c not in {*RESERVED, "label"} and _all_labels(text[c])]
+        if "label" in text and not classes and _all_labels(text["label"]):
+            plain.append("label")
+        if len(classes) > MOST_CLASSES:
+            raise SpcxrError(
+                f"{name}: column 'label' holds {len(classes)} different values; "
+                "name the label columns with --labels, or rename it"
+            )
+        chosen = [*plain, *classes]
+    made: dict[str, list[int | None]] = {}
+    for column in chosen:
+        if column in text and column in classes and not wanted:
+            raise SpcxrError(
+                f"{name}: {column!r} is both a column and a value of 'label'; "
+                "name the label columns with --labels, or rename one"
+            )
+        if column in text and column not in RESERVED:
+            made[column] = _label_cells(text[column], column, name)
+        elif column in classes:
+            made[column] = classes[column]
+        else:
+            found = ", ".join([*(c for c in text if c not in RESERVED), *classes]) or "none"
+            raise SpcxrError(f"{name}: no label column {column!r}; columns that could be: {found}")
+    return made
+
+
+def _all_labels(cells: list[str]) -> bool:
+    """Whether the cells are labels and not all blank."""
+    return any(cells) and set(cells) <= LABEL_VALUES.keys()
+
+
+def _classes(cells: list[str]) -> dict[str, list[int | None]]:
+    """One column per distinct value of a text column; a blank cell is unknown in all of them."""
+    if set(cells) <= LABEL_VALUES.keys():
+        return {}
+    parts = [[p.strip() for p in cell.split("|") if p.strip()] for cell in cells]
+    values = sorted({value for row in parts for value in row})
+    if len(values) > MOST_CLASSES:
+        return {value: [] for value in values}  # refused by the caller before anyone reads them
+    return {v: [int(v in row) if row else None for row in parts] for v in values}
+
+
+def _label_cells(cells: list[str], column: str, name: str) -> list[int | None]:
+    for number, cell in enumerate(cells, start=2):
+        if cell not in LABEL_VALUES:
+            raise SpcxrError(
+                f"{name}: row {number}, column {column!r} holds {cell!r}; "
+                "a label is 1, 0, -1 (uncertain) or blank (unknown)"
+            )
+    return [LABEL_VALUES[cell] for cell in cells]
+
+
+def _ages(cells: list[str], name: str) -> list[float | None]:
+    made: list[float | None] = []
+    for number, cell in enumerate(cells, start=2):
+        try:
+            made.append(float(cell) if cell else None)
+        except ValueError as error:
+            raise SpcxrError(
+                f"{name}: row {number}, column 'age' holds {cell!r}; give years as a number"
+            ) from error
+    return made

@@ -1,0 +1,101 @@
+"""A table as people keep them (CSV as Excel or pandas wrote it, or Parquet) -> columns of text."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from spcxr.errors import SpcxrError
+
+Columns = dict[str, list[str]]
+
+
+def read_table(path: str | Path) -> Columns:
+    """Column name -> cells as stripped text; ``""`` is blank. The suffix ``.parquet`` decides.
+
+    Byte-order marks, spaces around names and cells, blank lines and pandas' unnamed blank columns
+    are taken as meant. Semicolons or tabs between the cells, ragged rows and doubled names are
+    refused: guessing there would shift labels.
+
+    Raises
+    ------
+    SpcxrError
+        The file cannot be read as such a table; the line names the row and the remedy.
+
+    >>> import tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder, "m.csv")
+    ...     _ = file.write_text("\\ufeffpath , normal\\na.png, 1\\n", encoding="utf-8")
+    ...     read_table(file)
+    {'path': ['a.png'], 'normal': ['1']}
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SpcxrError(f"{path}: no such file; check the manifest's path")
+    return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+
+
+def _read_csv(path: Path) -> Columns:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file, strict=True)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SpcxrError(
+            f"{path}: not a UTF-8 CSV ({error}); save it again as UTF-8 CSV"
+        ) from error
+    except OSError as error:
+        raise SpcxrError(f"{path}: cannot be read ({error.strerror}); check it") from error
+    header, *body = [row for row in rows if any(row)] or [[]]
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and mark in header[0]:
+            raise SpcxrError(f"{path}: cells are separated by {name}; save it with commas")
+    if not body:
+        raise SpcxrError(f"{path}: no rows below the header; a manifest needs one row an image")
+    for number, row in enumerate(body, start=2):
+        if len(row) != len(header):
+            raise SpcxrError(
+                f"{path}: row {number} has {len(row)} cells, the header {len(header)}; "
+                "put cells that hold commas in double quotes"
+            )
+    return _named(path, header, [list(cells) for cells in zip(*body, strict=True)])
+
+
+def _read_parquet(path: Path) -> Columns:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        line = str(error).splitlines()[0]
+        raise SpcxrError(f"{path}: not a readable Parquet file ({line}); write it again") from error
+    if not table.num_rows:
+        raise SpcxrError(f"{path}: no rows; a manifest needs one row an image")
+    cells = [[_text(value) for value in column.to_pylist()] for column in table.columns]
+    return _named(path, [name.strip() for name in table.column_names], cells)
+
+
+def _text(value: Any) -> str:
+    """A Parquet value as the text a CSV would hold: whole floats lose their ``.0``."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _named(path: Path, names: list[str], columns: list[list[str]]) -> Columns:
+    made: Columns = {}
+    for number, (name, cells) in enumerate(zip(names, columns, strict=True), start=1):
+        if not name and not any(cells):
+            continue  # a trailing comma, as in NIH's own file
+        if not name:
+            raise SpcxrError(f"{path}: column {number} has no name; name it in the header")
+        if name in made:
+            raise SpcxrError(f"{path}: column {name!r} stands twice; rename one")
+        made[name] = cells
+    return made
