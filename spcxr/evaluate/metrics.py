@@ -1,0 +1,342 @@
+"""Metrics as plain array functions, each for many resamples of the rows at once.
+
+Every function takes ``weights``: None, one weight per row ``(n,)``, or ``(R, n)``: the counts of R
+bootstrap resamples, for which it returns R values. A weight of 2 means exactly what the row
+standing there twice would mean. A label that is NaN is unknown, and its row is left out. Where a
+metric is not defined (no positive, nothing predicted) it is NaN, never 0 by convention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spcxr.errors import SpcxrError
+
+Array = NDArray[Any]
+Metric = Callable[[Array, Array, "Array | None"], Array]
+
+
+def _by_resample(weights: ArrayLike | None, n: int) -> Array:
+    """Weights as ``(R, n)`` float64; R = 1 for none or one weight a row."""
+    if weights is None:
+        return np.ones((1, n))
+    made = np.atleast_2d(np.asarray(weights, np.float64))
+    if made.shape[1] != n:
+        raise SpcxrError(f"weights for {made.shape[1]} rows, labels for {n}; give one weight a row")
+    return made
+
+
+def _like(values: Array, weights: ArrayLike | None) -> Array:
+    """Drop the resample axis again unless the caller gave one."""
+    return values if weights is not None and np.ndim(weights) == 2 else values[0]
+
+
+def _ratio(part: Array, whole: Array) -> Array:
+    """``part / whole``, NaN where the whole is 0."""
+    empty = whole == 0
+    return np.where(empty, np.nan, part / np.where(empty, 1, whole))
+
+
+# --- from scores ----------------------------------------------------------------------------
+
+
+def _ranked(
+    labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None
+) -> tuple[Array, Array, Array, Array]:
+    """Positives and negatives ``(R, m)`` at each distinct score, falling; those scores; m ends.
+
+    Raises
+    ------
+    SpcxrError
+        labels other than 0, 1, NaN; scores that are NaN; lengths that differ.
+    """
+    truth, score = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    if truth.ndim != 1 or truth.shape != score.shape:
+        raise SpcxrError(f"labels {truth.shape} and scores {score.shape}; give two (n,) arrays")
+    known = ~np.isnan(truth)
+    if not np.isin(truth[known], (0, 1)).all():
+        raise SpcxrError("labels must be 0, 1 or NaN; settle uncertain ones (-1) first")
+    if np.isnan(score[known]).any():
+        raise SpcxrError("scores hold NaN; the model's output is broken, retrain or use fp32")
+    table = _by_resample(weights, len(truth))
+    kept = np.flatnonzero(known)
+    order = kept[np.argsort(-score[kept], kind="stable")]
+    # np.take is twice as fast here as table[:, order]
+    counts = np.take(table, order, axis=1)
+    positive = counts * truth[order]
+    falling = score[order]
+    last = np.append(falling[1:] != falling[:-1], True)[: len(falling)]
+    ends = np.flatnonzero(last)
+    if len(ends) == len(order):
+        return positive, counts - positive, falling, ends
+    starts = np.append(0, ends[:-1] + 1)
+    summed = np.add.reduceat(positive, starts, axis=1)
+    return summed, np.add.reduceat(counts, starts, axis=1) - summed, falling[ends], ends
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> Array:
+    """Area under the ROC curve: P(a positive scores above a negative), ties counting half.
+
+    The Mann-Whitney statistic; equals scikit-learn's ``roc_auc_score``.
+
+    Parameters
+    ----------
+    labels, scores
+        ``(n,)``: 0 / 1 / NaN, and any monotone score.
+    weights
+        None, ``(n,)`` or ``(R, n)``.
+
+    Returns
+    -------
+    one value, or ``(R,)``; NaN without a positive or without a negative.
+
+    >>> float(auroc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]))
+    0.75
+    >>> auroc([0, 1, 1], [0.2, 0.1, 0.9], [[1, 1, 1], [1, 0, 2], [0, 1, 1]])
+    array([0.5, 1. , nan])
+    """
+    positive, negative, _, _ = _ranked(labels, scores, weights)
+    below = negative.sum(1, keepdims=True) - np.cumsum(negative, axis=1)
+    wins = np.einsum("rm,rm->r", positive, below + 0.5 * negative)
+    return _like(_ratio(wins, positive.sum(1) * negative.sum(1)), weights)
+
+
+def average_precision(
+    labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None
+) -> Array:
+    """Average precision: the sum over thresholds of precision times the gain in recall.
+
+    Equals scikit-learn's ``average_precision_score`` (a step function, no interpolation).
+    Arguments as for `auroc`; NaN without a positive.
+
+    >>> round(float(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])), 4)
+    0.8333
+    """
+    positive, negative, _, _ = _ranked(labels, scores, weights)
+    true = np.cumsum(positive, axis=1)
+    called = true + np.cumsum(negative, axis=1)
+    # where nothing is called yet (weights 0) there is no gain in recall either
+    precision = true / np.maximum(called, np.finfo(np.float64).tiny)
+    gained = np.einsum("rm,rm->r", precision, positive)
+    return _like(_ratio(gained, positive.sum(1)), weights)
+
+
+def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
+    """(false positive rate, true positive rate), from (0, 0) to (1, 1), one point a distinct score.
+
+    >>> [v.tolist() for v in roc_curve([0, 1], [0.1, 0.9])]
+    [[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
+    """
+    positive, negative, _, _ = _ranked(labels, scores, None)
+    rates = [
+        np.append(0.0, _ratio(np.cumsum(c[0]), np.full(c.shape[1], c[0].sum())))
+        for c in (negative, positive)
+    ]
+    return rates[0], rates[1]
+
+
+def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
+    """(recall, precision), from the highest threshold down; one point a distinct score.
+
+    >>> [v.tolist() for v in precision_recall_curve([0, 1], [0.1, 0.9])]
+    [[1.0, 1.0], [1.0, 0.5]]
+    """
+    positive, negative, _, _ = _ranked(labels, scores, None)
+    true, false = np.cumsum(positive[0]), np.cumsum(negative[0])
+    return _ratio(true, np.full(len(true), positive[0].sum())), _ratio(true, true + false)
+
+
+def sensitivity_at(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    false_positive_rates: ArrayLike,
+    weights: ArrayLike | None = None,
+) -> Array:
+    """The ROC curve read off at given false positive rates ``(G,)``, linearly between its points.
+
+    Returns ``(G,)`` or ``(R, G)``; NaN rows where the curve is not defined. For interval bands.
+
+    >>> sensitivity_at([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], [0.0, 0.25, 1.0]).tolist()
+    [0.5, 0.5, 1.0]
+    """
+    grid = np.asarray(false_positive_rates, np.float64)
+    positive, negative, _, _ = _ranked(labels, scores, weights)
+    read = np.full((len(positive), len(grid)), np.nan)
+    for row, (p, n) in enumerate(zip(positive, negative, strict=True)):
+        if p.sum() and n.sum():
+            fpr = np.append(0.0, np.cumsum(n) / n.sum())
+            tpr = np.append(0.0, np.cumsum(p) / p.sum())
+            # at a rate where the curve climbs straight up, np.interp reads its upper end
+            read[row] = np.interp(grid, fpr, tpr)
+    return _like(read, weights)
+
+
+def by_class(
+    metric: Metric, labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None
+) -> Array:
+    """A metric of each column: labels and scores ``(n, K)`` -> ``(K,)`` or ``(R, K)``.
+
+    Multi-label: NaN is left out per column. One of many: give the one-hot labels, and this is
+    one class against the rest.
+
+    >>> by_class(auroc, [[0, 1], [1, 0]], [[0.2, 0.1], [0.9, 0.3]])
+    array([1., 0.])
+    """
+    truth, score = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    columns = zip(truth.T, score.T, strict=True)
+    table = None if weights is None else np.asarray(weights, np.float64)
+    return np.stack([metric(t, s, table) for t, s in columns], axis=-1)
+
+
+# --- from decisions -------------------------------------------------------------------------
+
+
+def confusion_matrix(
+    labels: ArrayLike, predicted: ArrayLike, classes: int, weights: ArrayLike | None = None
+) -> Array:
+    """Counts ``(K, K)`` or ``(R, K, K)``: rows the true class, columns the predicted one.
+
+    Parameters
+    ----------
+    labels, predicted
+        ``(n,)`` class numbers in [0, K); a NaN label is left out.
+
+    Raises
+    ------
+    SpcxrError
+        a class number outside [0, K).
+
+    >>> confusion_matrix([0, 1, 1], [0, 1, 0], 2).tolist()
+    [[1.0, 0.0], [1.0, 1.0]]
+    """
+    truth, guess = np.asarray(labels, np.float64), np.asarray(predicted, np.float64)
+    table = _by_resample(weights, len(truth))
+    kept = np.flatnonzero(~np.isnan(truth))
+    for values in (truth[kept], guess[kept]):
+        if not np.isin(values, np.arange(classes)).all():
+            raise SpcxrError(f"a class number outside 0..{classes - 1}; give the number of classes")
+    cell = (truth[kept] * classes + guess[kept]).astype(np.int64)
+    counts = np.zeros((len(table), classes * classes))
+    for number in np.unique(cell):
+        counts[:, number] = table[:, kept[cell == number]].sum(1)
+    return _like(counts.reshape(-1, classes, classes), weights)
+
+
+def accuracy(confusion: Array) -> Array:
+    """Share of the rows that are right: ``(..., K, K)`` -> ``(...)``.
+
+    >>> float(accuracy(np.array([[3, 1], [0, 4]])))
+    0.875
+    """
+    return _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
+
+
+def recall(confusion: Array) -> Array:
+    """Share of each true class that was found: ``(..., K, K)`` -> ``(..., K)``."""
+    return _ratio(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1))
+
+
+def precision(confusion: Array) -> Array:
+    """Share of each predicted class that was right: ``(..., K, K)`` -> ``(..., K)``."""
+    return _ratio(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-2))
+
+
+def f1(confusion: Array) -> Array:
+    """Harmonic mean of precision and recall of each class: ``(..., K, K)`` -> ``(..., K)``.
+
+    0 where the class exists and is never found; NaN where it is neither there nor predicted.
+
+    >>> f1(np.array([[3, 1], [0, 4]])).round(4).tolist()
+    [0.8571, 0.8889]
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return _ratio(2 * hits, confusion.sum(-1) + confusion.sum(-2))
+
+
+def sensitivity(confusion: Array) -> Array:
+    """True positive rate of a two-class matrix (class 1 positive): ``(..., 2, 2)`` -> ``(...)``."""
+    return recall(confusion)[..., 1]
+
+
+def specificity(confusion: Array) -> Array:
+    """True negative rate of a two-class matrix (class 1 positive): ``(..., 2, 2)`` -> ``(...)``."""
+    return recall(confusion)[..., 0]
+
+
+def balanced_accuracy(confusion: Array) -> Array:
+    """Mean recall over the classes that are there, as scikit-learn: ``(..., K, K)`` -> ``(...)``.
+
+    >>> float(balanced_accuracy(np.array([[3, 1], [0, 4]])))
+    0.875
+    """
+    found = recall(confusion)
+    there = ~np.isnan(found)
+    return _ratio(np.nansum(found, -1), there.sum(-1))
+
+
+# --- of masks -------------------------------------------------------------------------------
+
+
+def _areas(predicted: Array, truth: Array, known: Array | None) -> tuple[Array, Array]:
+    """Overlap and sum of the two areas of each image, in pixels."""
+    if predicted.shape != truth.shape or predicted.ndim != 3:
+        raise SpcxrError(
+            f"masks {predicted.shape} and {truth.shape}; give two (n, H, W) of one size"
+        )
+    guess, true = predicted.astype(bool), truth.astype(bool)
+    if known is not None:
+        guess, true = guess & known, true & known
+    both = (guess & true).sum((1, 2))
+    return both, guess.sum((1, 2)) + true.sum((1, 2))
+
+
+def dice(predicted: Array, truth: Array, known: Array | None = None) -> Array:
+    """Dice coefficient ``2|A∩B| / (|A|+|B|)`` of each image.
+
+    NaN where both masks are empty (there is nothing to measure; `mean` leaves it out); 0 where
+    only one is. MONAI's ``DiceMetric`` agrees wherever the true mask is not empty; for an empty
+    one it leaves even a false alarm out, which we count as 0.
+
+    Parameters
+    ----------
+    predicted, truth
+        ``(n, H, W)`` bool, or 0 and anything else.
+    known
+        ``(n, H, W)`` bool: pixels that count; all if not given.
+
+    Returns
+    -------
+    ``(n,)`` float64.
+
+    >>> masks = np.array([[[1, 1, 0]], [[0, 0, 0]], [[0, 1, 0]]])
+    >>> dice(masks, np.array([[[1, 0, 0]], [[0, 0, 0]], [[0, 0, 0]]])).round(3)
+    array([0.667,   nan, 0.   ])
+    """
+    both, areas = _areas(predicted, truth, known)
+    return _ratio(2 * both, areas)
+
+
+def iou(predicted: Array, truth: Array, known: Array | None = None) -> Array:
+    """Intersection over union (Jaccard) of each image; arguments and NaN as in `dice`.
+
+    >>> iou(np.array([[[1, 1, 0]]]), np.array([[[1, 0, 0]]]))
+    array([0.5])
+    """
+    both, areas = _areas(predicted, truth, known)
+    return _ratio(both, areas - both)
+
+
+def mean(values: ArrayLike, weights: ArrayLike | None = None) -> Array:
+    """Weighted mean of per-row values ``(n,)``; NaN rows are left out.
+
+    >>> float(mean([1.0, np.nan, 2.0], [1, 5, 3]))
+    1.75
+    """
+    given = np.asarray(values, np.float64)
+    table = _by_resample(weights, len(given))
+    known = ~np.isnan(given)
+    return _like(_ratio(table[:, known] @ given[known], table[:, known].sum(1)), weights)

@@ -1,0 +1,241 @@
+"""The prediction loop: rows of a store through a trained model, in batches.
+
+The same loop serves validation while training, `spcxr-train evaluate`, and inference. What the
+model sees is the store's pixels resampled to the encoder's size and normalised with the numbers
+that travel with the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from spcxr.data.store import Store
+from spcxr.errors import SpcxrError
+from spcxr.models.decoder import Segmenter, UNETRDecoder
+from spcxr.models.heads import ClassificationHead, Classifier
+from spcxr.models.weights import load_model_folder
+from spcxr.ops.crop_resize import crop_resize
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """``(x - mean) / std`` of pixels in [0, 1]: the pair that the weights were trained with."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with its head, ready to predict, and what its ``config.json`` says of it.
+
+    ``kind`` is ``classify`` or ``segment``; ``names`` are the labels, or the structures in the
+    order of the mask's class numbers from 1; ``multilabel`` is False for segmentation.
+    """
+
+    model: Classifier | Segmenter
+    kind: str
+    names: tuple[str, ...]
+    multilabel: bool
+    normalisation: Normalisation
+    config: dict[str, Any]
+
+
+def load_trained(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
+    """Load the encoder and head of a finished `classify` or `segment` run, in eval mode.
+
+    Raises
+    ------
+    SpcxrError
+        no run, a run without a task (pretraining only), or a head that does not fit.
+    """
+    loaded = load_model_folder(path)
+    task, encoder = loaded.config.get("task"), loaded.encoder
+    if task is None or loaded.head_state is None:
+        raise SpcxrError(
+            f"{path}: holds an encoder without a task; fine-tune it by classify or segment first"
+        )
+    if task.get("kind") == "classify":
+        names = tuple(task["labels"])
+        head = ClassificationHead(width=encoder.width, classes=len(names))
+        model: Classifier | Segmenter = Classifier(encoder, head)
+    elif task.get("kind") == "segment":
+        names = tuple(task["structures"])
+        decoder = UNETRDecoder(
+            width=encoder.width,
+            patch_px=encoder.patch_px,
+            out_channels=1 + len(names),
+            channels=encoder.channels,
+            base_channels=task.get("base_channels", 16),
+        )
+        head, model = decoder, Segmenter(encoder, decoder)
+    else:
+        raise SpcxrError(f"{path}: task {task.get('kind')!r} is not known; use a newer spcxr")
+    try:
+        head.load_state_dict(loaded.head_state)
+    except RuntimeError as error:
+        line = " ".join(str(error).split())
+        raise SpcxrError(f"{path}: the head does not fit its task ({line}); export it again") from (
+            error
+        )
+    statistics = loaded.config["pretrained_cfg"]
+    return TrainedModel(
+        model=model.eval().to(device),
+        kind=task["kind"],
+        names=names,
+        multilabel=bool(task.get("multilabel", False)),
+        normalisation=Normalisation(statistics["mean"][0], statistics["std"][0]),
+        config=loaded.config,
+    )
+
+
+def network_input(
+    pixels: NDArray[Any] | Tensor,
+    size: tuple[int, int],
+    normalisation: Normalisation,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Stored pixels -> what the network reads.
+
+    Parameters
+    ----------
+    pixels
+        ``[B, S, S]`` uint8 or uint16, the whole range of the type.
+    size
+        (height, width) of the result: the encoder's ``image_px``. The whole image is resampled
+        with the antialiased bilinear filter of `crop_resize`.
+
+    Returns
+    -------
+    ``[B, 1, h, w]`` float32, normalised.
+
+    >>> pixels = np.full((2, 4, 4), 255, np.uint8)
+    >>> float(network_input(pixels, (2, 2), Normalisation(0.5, 0.25))[0, 0, 0, 0])
+    2.0
+    """
+    images = torch.as_tensor(pixels).to(device)[:, None]
+    white = float(torch.iinfo(images.dtype).max)
+    whole = torch.tensor([0.0, 0.0, *map(float, images.shape[2:])]).expand(len(images), 4)
+    keep = torch.zeros(len(images), dtype=torch.bool)
+    grey = crop_resize(images, whole, keep, size)
+    return (grey / white - normalisation.mean) / normalisation.std
+
+
+@torch.inference_mode()
+def forward_batches(
+    model: nn.Module,
+    store: Store,
+    rows: Rows,
+    normalisation: Normalisation,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+) -> Iterator[tuple[Rows, Tensor]]:
+    """Yield ``(rows of the batch, the model's output in float32 on the device)``.
+
+    The model is put into eval mode for each batch and back as it was afterwards.
+
+    Raises
+    ------
+    SpcxrError
+        an output that is not finite; the message names the store's row.
+    """
+    encoder: Any = model.encoder
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        images = network_input(store.images(batch), encoder.image_px, normalisation, device)
+        was_training = model.training
+        model.eval()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = model(images)
+        model.train(was_training)
+        output = output.float()
+        finite = torch.isfinite(output).flatten(1).all(1).cpu().numpy()
+        if not finite.all():
+            row = int(batch[~finite][0])
+            raise SpcxrError(
+                f"row {row}: the model's output is not finite; try --precision fp32, "
+                "or an earlier checkpoint"
+            )
+        yield batch, output
+
+
+def predict_classes(
+    model: nn.Module,
+    store: Store,
+    rows: Rows,
+    normalisation: Normalisation,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+) -> NDArray[np.float32]:
+    """Logits ``(n, K)`` float32 of a `Classifier` for ``rows`` of a store, in their order."""
+    batches = forward_batches(
+        model,
+        store,
+        rows,
+        normalisation,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+    )
+    found = [output.cpu().numpy() for _, output in batches]
+    return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+
+
+def predict_masks(
+    model: nn.Module,
+    store: Store,
+    rows: Rows,
+    normalisation: Normalisation,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
+    """Yield ``(rows, masks)`` of a `Segmenter`, batch by batch, so that memory stays flat.
+
+    Masks are ``(b, S, S)`` uint8 class numbers (0 = background) at the store's size: logits are
+    resampled bilinearly from the model's size before the largest is taken, which gives smoother
+    borders than resampling the decision.
+    """
+    for batch, logits in forward_batches(
+        model,
+        store,
+        rows,
+        normalisation,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+    ):
+        side = store.preprocess.size_px
+        if logits.shape[2:] != (side, side):
+            logits = torch.nn.functional.interpolate(
+                logits, (side, side), mode="bilinear", align_corners=False, antialias=False
+            )
+        yield batch, logits.argmax(1).to(torch.uint8).cpu().numpy()
+
+
+def probabilities(logits: NDArray[np.float32], *, multilabel: bool) -> NDArray[np.float64]:
+    """Logits ``(n, K)`` -> sigmoid of each (multi-label) or softmax over the K (one of many).
+
+    >>> probabilities(np.zeros((1, 4), np.float32), multilabel=False).tolist()
+    [[0.25, 0.25, 0.25, 0.25]]
+    """
+    if multilabel:
+        # tanh form: no overflow at either end
+        return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
+    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
