@@ -1,0 +1,310 @@
+"""Checkpoints: folders of safetensors and readable JSON, whole or refused; nothing is pickled.
+
+    checkpoints/step-00001200/   model.safetensors  optimizer.safetensors  [ema.safetensors]
+                                 checkpoint.json    position, and size and hash of each file
+    checkpoints/last, best       symbolic links to such folders
+
+A folder is written under a temporary name and renamed when it is on disk; links are swapped in one
+call. Whenever the process or the machine dies, ``last`` is a whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spcxr.errors import SpcxrError
+
+FORMAT, VERSION = "spcxr-checkpoint", 1
+DRAFT = ".writing-"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands. Epoch, batch, order and random draws follow from ``step`` and the seed.
+
+    ``step``: steps behind us; ``best``: the best validation figure so far and ``best_step`` when;
+    ``bad_in_a_row``: steps just left out because they were not finite; ``data``: the content hash
+    of the store, so that a run does not go on with other images.
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    bad_in_a_row: int = 0
+    data: str = ""
+
+
+# --- writing --------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    folder: Path,
+    position: Position,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: nn.Module | None = None,
+) -> Path:
+    """Write one checkpoint folder. ``folder`` appears when everything in it is on disk.
+
+    An older folder of that name is replaced (the run came back to this step after a resume).
+    """
+    draft = folder.with_name(f"{DRAFT}{folder.name}-{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    states = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+    if ema is not None:
+        states["ema"] = ema.state_dict()
+    files = {}
+    for name, state in states.items():
+        file = draft / f"{name}.safetensors"
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, file)
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": _hash(file)}
+    block = {
+        "format": FORMAT,
+        "version": VERSION,
+        "position": asdict(position),
+        "torch": torch.__version__,
+        "files": files,
+    }
+    (draft / "checkpoint.json").write_text(json.dumps(block, indent=1) + "\n")
+    for path in (*draft.iterdir(), draft):
+        sync(path)
+    if folder.exists():
+        shutil.rmtree(folder)
+    draft.rename(folder)
+    sync(folder.parent)
+    return folder
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state as ``exp_avg/<parameter>``, ``exp_avg_sq/<parameter>``, ``step/<parameter>``.
+
+    The optimiser must come from `optim.build_adamw`, whose groups know their parameters' names.
+    """
+    return {
+        f"{kind}/{name}": value
+        for name, parameter in _named(optimizer)
+        for kind, value in optimizer.state[parameter].items()
+    }
+
+
+def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
+    return [
+        pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"],
+                                                                 strict=True)
+    ]  # fmt: skip
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def load_checkpoint(
+    folder: str | Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    ema: nn.Module | None = None,
+) -> Position:
+    """Fill model, optimiser and EMA from a checkpoint, all or nothing, and say where it stands.
+
+    Raises
+    ------
+    SpcxrError
+        no checkpoint, a newer format, a file that is torn or changed, or tensors that are not
+        those of the model (missing, unexpected and misshapen ones are listed).
+    """
+    folder = Path(folder)
+    block = _read_block(folder)
+    modules = {"model": model} | ({"ema": ema} if ema is not None else {})
+    states = {name: _read_state(folder, block, name) for name in modules}
+    moments = _read_state(folder, block, "optimizer") if optimizer is not None else {}
+    for name, module in modules.items():
+        own = {key: value.shape for key, value in module.state_dict().items()}
+        _refuse_misfits(folder, name, states[name], own, own)
+    if optimizer is not None:
+        own = {
+            f"{kind}/{key}": p.shape if kind != "step" else torch.Size()
+            for key, p in _named(optimizer)
+            for kind in ("exp_avg", "exp_avg_sq", "step")
+        }
+        # A parameter that never had a gradient has no moments, so none of them is required.
+        _refuse_misfits(folder, "optimizer", moments, own, ())
+    for name, module in modules.items():
+        module.load_state_dict(states[name])
+    if optimizer is not None:
+        _fill_optimizer(optimizer, moments)
+    try:
+        return Position(**block["position"])
+    except (KeyError, TypeError) as error:
+        raise _torn(folder / "checkpoint.json", f"no position ({error})") from error
+
+
+def _read_block(folder: Path) -> dict[str, Any]:
+    file = folder / "checkpoint.json"
+    if not folder.is_dir() or not file.is_file():
+        raise SpcxrError(f"{folder}: no checkpoint (no checkpoint.json); check the path")
+    try:
+        block = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise _torn(file, f"not readable ({error})") from error
+    if not isinstance(block, dict) or block.get("format") != FORMAT:
+        raise _torn(file, "not a checkpoint of spcxr's")
+    if block["version"] > VERSION:
+        raise SpcxrError(
+            f"{file}: format {block['version']}, this spcxr reads up to {VERSION}; update spcxr"
+        )
+    return block
+
+
+def _read_state(folder: Path, block: dict[str, Any], name: str) -> dict[str, Tensor]:
+    file = folder / f"{name}.safetensors"
+    entry = block["files"].get(file.name)
+    if entry is None:
+        raise SpcxrError(f"{folder}: holds no {name} state; choose a checkpoint that does")
+    if not file.is_file():
+        raise _torn(file, "missing")
+    if file.stat().st_size != entry["bytes"]:
+        raise _torn(file, f"{file.stat().st_size} bytes instead of {entry['bytes']}")
+    if _hash(file) != entry["sha256"]:
+        raise _torn(file, "its content has changed")
+    return load_file(file)
+
+
+def _torn(file: Path, said: str) -> SpcxrError:
+    return SpcxrError(
+        f"{file}: {said}; the checkpoint is torn: restore it, or point the link 'last' beside it "
+        "to an older step, or start anew with another --out"
+    )
+
+
+def _refuse_misfits(
+    folder: Path,
+    name: str,
+    state: dict[str, Tensor],
+    own: dict[str, torch.Size],
+    required: Iterable[str],
+) -> None:
+    missing = [key for key in required if key not in state]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [
+        f"{key} {list(value.shape)} for {list(own[key])}"
+        for key, value in state.items()
+        if key in own and value.shape != own[key]
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "other shape": misshapen}
+    if said := "; ".join(f"{k} {_listed(v)}" for k, v in faults.items() if v):
+        raise SpcxrError(
+            f"{folder}: {name} state does not fit: {said}; continue with the settings of the run "
+            "that wrote it"
+        )
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return f"{len(names)} ({shown})"
+
+
+def _fill_optimizer(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
+    """Hand the moments over by torch's own loader, which puts each where its parameter is."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for number, (name, _) in enumerate(_named(optimizer)):
+        kinds = ("exp_avg", "exp_avg_sq", "step")
+        found = {k: moments[f"{k}/{name}"] for k in kinds if f"{k}/{name}" in moments}
+        if found:
+            state[number] = found
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+# --- which ones are kept --------------------------------------------------------------------
+
+
+class Checkpoints:
+    """The ``checkpoints`` folder of a run: ``last``, ``best``, and every n-th for good.
+
+    Parameters
+    ----------
+    keep_every
+        steps; a checkpoint at a multiple of it is never removed. 0 keeps last and best only.
+    """
+
+    def __init__(self, run_folder: Path, *, keep_every: int = 0) -> None:
+        self.folder = run_folder / "checkpoints"
+        self.keep_every = keep_every
+        self.last, self.best = self.folder / "last", self.folder / "best"
+
+    def save(
+        self,
+        position: Position,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: nn.Module | None = None,
+    ) -> Path:
+        """Save, let ``last`` point there (and ``best``, if this step's figure is the best), tidy."""
+        folder = self.folder / f"step-{position.step:08d}"
+        if self.last.exists() and self.last.resolve() == folder.resolve():
+            # Replacing the folder that `last` points to would leave a moment without any.
+            folder = folder.with_name(folder.name + "-again")
+        save_checkpoint(folder, position, model=model, optimizer=optimizer, ema=ema)
+        self._point(self.last, folder.name)
+        if position.best is not None and position.best_step == position.step:
+            self._point(self.best, folder.name)
+        self._tidy()
+        return folder
+
+    def load(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        ema: nn.Module | None = None,
+    ) -> Position | None:
+        """Fill everything from ``last``; None where nothing was saved yet."""
+        if not self.last.is_symlink() and not self.last.exists():
+            return None
+        return load_checkpoint(self.last, model=model, optimizer=optimizer, ema=ema)
+
+    def _point(self, link: Path, target: str) -> None:
+        draft = link.with_name(f"{DRAFT}{link.name}-{os.getpid()}")
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(target, target_is_directory=True)
+        draft.replace(link)
+        sync(self.folder)
+
+    def _tidy(self) -> None:
+        """Remove checkpoints nobody points to, and drafts of processes that died."""
+        wanted = {link.resolve() for link in (self.last, self.best) if link.exists()}
+        for folder in self.folder.glob("step-*"):
+            number = int(folder.name.split("-")[1])
+            kept = self.keep_every > 0 and number % self.keep_every == 0
+            if not kept and folder.resolve() not in wanted:
+                shutil.rmtree(folder)
+        for draft in self.folder.glob(f"{DRAFT}step-*"):
+            shutil.rmtree(draft)

@@ -1,0 +1,132 @@
+"""The run folder: one run's, whole, and nobody else's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from spcxr.errors import SpcxrError
+
+# Settings that may differ when a run goes on: how it is named and where it computes.
+FREE = ("out", "resume", "device")
+
+
+@contextmanager
+def open_run(
+    out: str | Path, settings: Mapping[str, Any], *, recipe: str, resume: str = "auto"
+) -> Iterator[Path]:
+    """Make or re-open the folder of a run, and keep other processes out of it meanwhile.
+
+    A new folder gets ``config.yaml``: the settings, valid as ``--config``, below a line that names
+    the recipe. An existing run is gone on with when ``resume`` is ``auto`` and the settings are
+    the same (`FREE` ones aside). Whether there is a checkpoint is `Checkpoints.load`'s to say.
+
+    Parameters
+    ----------
+    settings
+        plain values by name (``config.to_dict``).
+    recipe
+        the command, as in ``pretrain``.
+
+    Raises
+    ------
+    SpcxrError
+        ``out`` is a file, holds something else, another recipe's run or a run of other settings
+        (which are listed), is in use by another process, or holds a run and ``resume`` is
+        ``never``.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     with open_run(f"{place}/a", {"epochs": 2}, recipe="pretrain") as folder:
+    ...         print((folder / "config.yaml").read_text(), end="")
+    ...     with open_run(f"{place}/a", {"epochs": 3}, recipe="pretrain"):
+    ...         pass
+    Traceback (most recent call last):
+    spcxr.errors.SpcxrError: .../a: holds a run of other settings (epochs 2, now 3); ...
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise SpcxrError(f"{folder}: is a file; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    _refuse_strangers(folder)
+    with (folder / "run.lock").open("a") as lock:
+        _lock(lock, folder)
+        config = folder / "config.yaml"
+        if config.is_file():
+            _refuse_others(config, settings, recipe, resume)
+        else:
+            _write_whole(config, f"# spcxr-train {recipe}\n" + _yaml(settings))
+        yield folder
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Only an empty folder, or one that a run began to fill, may become a run."""
+    if (folder / "config.yaml").is_file():
+        return
+    strangers = [p.name for p in sorted(folder.iterdir()) if p.name not in _OWN_BEGINNING]
+    if strangers:
+        raise SpcxrError(f"{folder}: holds {strangers[0]!r} and no run; choose another --out")
+
+
+# What a run killed before its config.yaml was whole leaves.
+_OWN_BEGINNING = ("run.lock", ".config.yaml.writing")
+
+
+def _lock(lock: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SpcxrError(
+            f"{folder}: another process is at work on this run; wait, or choose another --out"
+        ) from error
+
+
+def _refuse_others(config: Path, settings: Mapping[str, Any], recipe: str, resume: str) -> None:
+    folder, text = config.parent, config.read_text()
+    if resume == "never":
+        raise SpcxrError(f"{folder}: holds a run; choose another --out, or --resume auto")
+    written = text.partition("\n")[0].removeprefix("# spcxr-train ").strip()
+    if written != recipe:
+        said = f"a {written!r} run" if written.isalpha() else "a config.yaml that is no run's"
+        raise SpcxrError(f"{folder}: holds {said}, not a {recipe!r} run; choose another --out")
+    try:
+        before = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise SpcxrError(
+            f"{config}: not readable as YAML; restore it, or choose another --out"
+        ) from (error)
+    # Through YAML as well, so that a tuple equals the list it was written as.
+    now = yaml.safe_load(_yaml(settings))
+    changed = [
+        f"{name} {before.get(name, 'unset')}, now {now.get(name, 'unset')}"
+        for name in dict.fromkeys([*before, *now])
+        if name not in FREE and before.get(name, _UNSET) != now.get(name, _UNSET)
+    ]
+    if changed:
+        raise SpcxrError(
+            f"{folder}: holds a run of other settings ({'; '.join(changed)}); choose another "
+            "--out, or give the settings of its config.yaml"
+        )
+
+
+_UNSET = object()
+
+
+def _yaml(settings: Mapping[str, Any]) -> str:
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _write_whole(file: Path, text: str) -> None:
+    draft = file.with_name(f".{file.name}.writing")
+    with draft.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    draft.replace(file)
