@@ -67,8 +67,11 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
         )
     if task.get("kind") == "classify":
         names = tuple(task["labels"])
-        head = ClassificationHead(width=encoder.width, classes=len(names))
-        model: Classifier | Segmenter = Classifier(encoder, head)
+        classifier = Classifier(
+            encoder, ClassificationHead(width=encoder.width, classes=len(names))
+        )
+        head: nn.Module = classifier.head
+        model: Classifier | Segmenter = classifier
     elif task.get("kind") == "segment":
         names = tuple(task["structures"])
         decoder = UNETRDecoder(

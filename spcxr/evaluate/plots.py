@@ -1,0 +1,220 @@
+"""Plots of the report: matplotlib by its object API, drawn as SVG that takes the page's colours.
+
+Curves use the Okabe-Ito colours, told apart by dash as well. Text and axes are drawn in
+``currentColor``, so that one drawing serves a light page, a dark page and paper.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from spcxr.evaluate.intervals import Interval
+
+Array = NDArray[Any]
+
+# Okabe & Ito 2008, without black (the page may be dark) and yellow (it may be light).
+COLOURS = ("#0a84c6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
+INK = "#010203"  # stands for currentColor until the SVG is written
+CURVE_POINTS = 400
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: searchable, in the page's font
+    "svg.hashsalt": "spcxr",
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.titlesize": 11,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot: ``x`` and ``y`` ``(n,)``, and optionally a band ``low``..``high``."""
+
+    name: str
+    x: Array
+    y: Array
+    low: Array | None = None
+    high: Array | None = None
+
+
+def _figure(width: float = 4.4, height: float = 3.6) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an ``<svg>`` element to stand in a page, its ids unique by content."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    mark = "f" + hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    text = re.sub(r'\bid="', f'id="{mark}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1{mark}-", text)
+    # the page sets the size; the viewBox keeps the shape
+    start, rest = text.split(">", 1)
+    return re.sub(r' (width|height)="[^"]*"', "", start) + ">" + rest
+
+
+def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
+    for number, curve in enumerate(curves):
+        colour = COLOURS[number % len(COLOURS)]
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, lw=0)
+        axes.plot(
+            *_thinned(curve.x, curve.y),
+            color=colour,
+            linestyle=DASHES[number % len(DASHES)],
+            label=curve.name,
+        )
+
+
+def _thinned(x: Array, y: Array) -> tuple[Array, Array]:
+    """At most `CURVE_POINTS` of the points, ends included: the page need not hold 10^5."""
+    if len(x) <= CURVE_POINTS:
+        return x, y
+    kept = np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int))
+    return x[kept], y[kept]
+
+
+def loss_curves(curves: Sequence[Curve], *, x_label: str, y_label: str) -> str:
+    """Training or validation curves over epochs or steps -> SVG text.
+
+    >>> curve = Curve("pretraining", np.arange(3), np.array([0.9, 0.5, 0.4]))
+    >>> loss_curves([curve], x_label="epoch", y_label="loss").startswith("<svg")
+    True
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure()
+        _draw(axes, curves)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        _legend(axes, len(curves))
+        return _svg(figure)
+
+
+def roc(curves: Sequence[Curve]) -> str:
+    """ROC curves (x false, y true positive rate), with interval bands where given -> SVG text."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(4.2, 4.2)
+        axes.plot([0, 1], [0, 1], color=INK, alpha=0.4, lw=0.8, ls=":")
+        _draw(axes, curves)
+        axes.set(
+            xlabel="1 − specificity (false positive rate)",
+            ylabel="sensitivity (true positive rate)",
+            xlim=(-0.01, 1.01),
+            ylim=(-0.01, 1.01),
+            aspect="equal",
+        )
+        _legend(axes, len(curves))
+        return _svg(figure)
+
+
+def precision_recall(curves: Sequence[Curve], prevalence: float | None = None) -> str:
+    """Precision (y) over recall (x); the dotted line is what chance gives -> SVG text."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(4.2, 4.2)
+        if prevalence is not None:
+            axes.axhline(prevalence, color=INK, alpha=0.4, lw=0.8, ls=":")
+        _draw(axes, curves)
+        axes.set(
+            xlabel="recall (sensitivity)",
+            ylabel="precision",
+            xlim=(-0.01, 1.01),
+            ylim=(-0.01, 1.01),
+            aspect="equal",
+        )
+        _legend(axes, len(curves))
+        return _svg(figure)
+
+
+def _legend(axes: Axes, count: int) -> None:
+    """Below the plot, where it covers no curve."""
+    axes.figure.legend(loc="outside lower center", ncols=min(count, 2))
+
+
+def confusion(matrix: Array, names: Sequence[str]) -> str:
+    """Confusion matrix ``(K, K)``: counts, coloured by the share of the true class -> SVG text."""
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = max(3.2, 0.75 * len(names) + 1.4)
+    with matplotlib.rc_context({**STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
+        figure, axes = _figure(side, side)
+        axes.grid(False)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), count in np.ndenumerate(matrix):
+            axes.text(
+                column,
+                row,
+                f"{count:.0f}\n{share[row, column]:.0%}",
+                ha="center",
+                va="center",
+                color="white" if share[row, column] > 0.5 else "black",
+            )
+        ticks = range(len(names))
+        axes.set_xticks(ticks, names, rotation=30 if len(names) > 3 else 0, ha="center")
+        axes.set_yticks(ticks, names)
+        axes.tick_params(length=0)
+        axes.set(xlabel="predicted", ylabel="true")
+        return _svg(figure)
+
+
+def intervals(rows: Mapping[str, Mapping[str, Interval]], *, x_label: str) -> str:
+    """Values and intervals side by side: ``rows[row][series]`` -> SVG text.
+
+    >>> found = Interval(0.8, 0.7, 0.9, 50, 40, 0)
+    >>> "AUROC" in intervals({"covid": {"pretrained": found}}, x_label="AUROC")
+    True
+    """
+    series = list(dict.fromkeys(name for row in rows.values() for name in row))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(5.4, 0.9 + 0.42 * len(rows) * max(len(series), 1))
+        for number, name in enumerate(series):
+            places = [k for k, row in enumerate(rows.values()) if name in row]
+            found = [row[name] for row in rows.values() if name in row]
+            value = np.array([f.value for f in found])
+            reach = np.abs(np.array([[f.low for f in found], [f.high for f in found]]) - value)
+            shift = 0.22 * (number - (len(series) - 1) / 2)
+            axes.errorbar(
+                value,
+                np.array(places) + shift,
+                xerr=reach,
+                fmt="os^Dv*"[number % 6],
+                color=COLOURS[number % len(COLOURS)],
+                capsize=3,
+                label=name,
+            )
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(x_label)
+        if len(series) > 1:
+            _legend(axes, len(series))
+        return _svg(figure)

@@ -1,0 +1,233 @@
+"""The metrics of one test set, with intervals: what `classify`, `segment`, `evaluate` report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spcxr.errors import SpcxrError
+from spcxr.evaluate import metrics
+from spcxr.evaluate.intervals import Interval, Statistic, bootstrap_all
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ClassSummary:
+    """How well labels are predicted on one set.
+
+    ``overall`` and ``by_class[name]`` map a metric's name to its `Interval`. ``positives[name]``
+    is (positive rows, rows with a known label). ``confusion`` ``(K, K)`` counts, rows true; None
+    for multi-label. ``left_out`` names classes without both kinds of rows: not in the macro means.
+    """
+
+    names: tuple[str, ...]
+    multilabel: bool
+    n_rows: int
+    n_patients: int
+    threshold: float | None
+    overall: Mapping[str, Interval]
+    by_class: Mapping[str, Mapping[str, Interval]]
+    positives: Mapping[str, tuple[int, int]]
+    confusion: Array | None
+    left_out: tuple[str, ...]
+
+
+def summarise_classes(
+    labels: Array,
+    scores: Array,
+    patients: Array,
+    names: tuple[str, ...],
+    *,
+    multilabel: bool,
+    n: int = 2000,
+    seed: int = 0,
+    threshold: float = 0.5,
+) -> ClassSummary:
+    """AUROC, average precision, sensitivity, specificity by class; macro means; accuracies.
+
+    One of many: the predicted class is the one of the highest score; AUROC and average precision
+    are one against the rest. Multi-label: each label is called at ``threshold``.
+
+    Parameters
+    ----------
+    labels
+        ``(n, K)`` 1, 0, NaN = unknown. One of many: one-hot rows; a row that is not (unknown, or
+        of a class the model does not know) is left out.
+    scores
+        ``(n, K)`` probabilities.
+    patients
+        ``(n,)`` pseudonyms, resampled whole.
+
+    Raises
+    ------
+    SpcxrError
+        no row with a known label.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.eye(2)[rng.integers(0, 2, 60)]
+    >>> made = summarise_classes(
+    ...     labels, 0.7 * labels + 0.3 * rng.random((60, 2)), np.arange(60), ("a", "b"),
+    ...     multilabel=False, n=50)
+    >>> str(made.overall["accuracy"]), made.positives["a"]
+    ('1.000 (1.000 to 1.000)', (26, 60))
+    """
+    known = ~np.isnan(labels)
+    kept = known.any(1) if multilabel else known.all(1) & ((labels == 1).sum(1) == 1)
+    if not kept.any():
+        raise SpcxrError(
+            f"no row with a known label among {', '.join(names)}; check the label columns"
+        )
+    truth, score, who = labels[kept], scores[kept], np.asarray(patients)[kept]
+    if multilabel:
+        called = score >= threshold
+    else:
+        called = np.eye(len(names), dtype=bool)[score.argmax(1)]
+    by_class = {
+        name: _one_class(truth[:, k], score[:, k], called[:, k], who, n, seed)
+        for k, name in enumerate(names)
+    }
+    there = np.array([not np.isnan(by_class[name]["auroc"].value) for name in names])
+    overall = _overall(truth, score, called, there, multilabel)
+    confusion = None
+    if not multilabel:
+        confusion = metrics.confusion_matrix(truth.argmax(1), score.argmax(1), len(names))
+    return ClassSummary(
+        names=names,
+        multilabel=multilabel,
+        n_rows=len(truth),
+        n_patients=len(np.unique(who)),
+        threshold=threshold if multilabel else None,
+        overall=bootstrap_all(who, overall, n=n, seed=seed),
+        by_class=by_class,
+        positives={
+            name: (int((column == 1).sum()), int((~np.isnan(column)).sum()))
+            for name, column in zip(names, truth.T, strict=True)
+        },
+        confusion=confusion,
+        left_out=tuple(name for name, is_there in zip(names, there, strict=True) if not is_there),
+    )
+
+
+def _one_class(
+    truth: Array, score: Array, called: Array, patients: Array, n: int, seed: int
+) -> dict[str, Interval]:
+    """The metrics of one label over the rows where it is known."""
+    known = ~np.isnan(truth)
+    if not known.any():
+        nothing = Interval(np.nan, np.nan, np.nan, 0, 0, 0)
+        return dict.fromkeys(("auroc", "average_precision", "sensitivity", "specificity"), nothing)
+    y, s, c = truth[known], score[known], called[known]
+
+    def confusion(weights: Array) -> Array:
+        return metrics.confusion_matrix(y, c, 2, weights)
+
+    statistics: dict[str, Statistic] = {
+        "auroc": lambda w: metrics.auroc(y, s, w),
+        "average_precision": lambda w: metrics.average_precision(y, s, w),
+        "sensitivity": lambda w: metrics.sensitivity(confusion(w)),
+        "specificity": lambda w: metrics.specificity(confusion(w)),
+    }
+    return bootstrap_all(patients[known], statistics, n=n, seed=seed)
+
+
+def _overall(
+    truth: Array, score: Array, called: Array, there: Array, multilabel: bool
+) -> dict[str, Statistic]:
+    """The metrics over all classes; a resample that lacks a class which is there is undefined."""
+
+    def macro(metric: metrics.Metric) -> Callable[[Array], Array]:
+        def value(weights: Array) -> Array:
+            if not there.any():
+                return np.full(np.shape(weights)[:-1], np.nan)
+            return metrics.by_class(metric, truth[:, there], score[:, there], weights).mean(-1)
+
+        return value
+
+    made: dict[str, Statistic] = {
+        "macro_auroc": macro(metrics.auroc),
+        "macro_average_precision": macro(metrics.average_precision),
+    }
+    if multilabel:
+        return made
+    answer, guess, classes = truth.argmax(1), called.argmax(1), truth.shape[1]
+
+    def of_confusion(metric: Callable[[Array], Array]) -> Statistic:
+        return lambda w: metric(metrics.confusion_matrix(answer, guess, classes, w))
+
+    return made | {
+        "accuracy": of_confusion(metrics.accuracy),
+        "balanced_accuracy": of_confusion(metrics.balanced_accuracy),
+        "macro_f1": of_confusion(lambda c: metrics.f1(c)[..., there].mean(-1)),
+    }
+
+
+def summarise_masks(
+    dice: Array, iou: Array, patients: Array, *, n: int = 2000, seed: int = 0
+) -> dict[str, Interval]:
+    """Mean Dice and IoU over the images, with intervals over patients.
+
+    Parameters
+    ----------
+    dice, iou
+        ``(n,)`` per image, NaN = nothing to measure.
+
+    Raises
+    ------
+    SpcxrError
+        no image with anything to measure.
+
+    >>> made = summarise_masks(np.array([0.5, 1.0]), np.array([0.3, 1.0]), np.array(["a", "b"]))
+    >>> str(made["dice"])
+    '0.750 (0.500 to 1.000)'
+    """
+    known = ~np.isnan(dice)
+    if not known.any():
+        raise SpcxrError("no image with a mask to measure; check mask_path and the splits")
+    values, overlaps = dice[known], iou[known]
+    statistics: dict[str, Statistic] = {
+        "dice": lambda w: metrics.mean(values, w),
+        "iou": lambda w: metrics.mean(overlaps, w),
+    }
+    return bootstrap_all(np.asarray(patients)[known], statistics, n=n, seed=seed)
+
+
+# --- subgroups ------------------------------------------------------------------------------
+
+AGE_GROUPS = ((0.0, "0-1"), (2.0, "2-17"), (18.0, "18-39"), (40.0, "40-64"), (65.0, "65+"))
+
+
+def age_groups(ages: Array) -> Array:
+    """Years ``(n,)`` float, NaN = unknown -> names of groups ``(n,)``, ``""`` = unknown.
+
+    >>> age_groups(np.array([0.5, 18.0, 70.0, np.nan])).tolist()
+    ['0-1', '18-39', '65+', '']
+    """
+    starts = np.array([start for start, _ in AGE_GROUPS])
+    names = np.array([name for _, name in AGE_GROUPS])
+    place = np.searchsorted(starts, np.nan_to_num(ages, nan=0.0), side="right") - 1
+    return np.where(np.isnan(ages), "", names[np.clip(place, 0, None)])
+
+
+def subgroups(
+    columns: Mapping[str, Array], *, smallest: int = 20
+) -> dict[str, dict[str, NDArray[np.int64]]]:
+    """Rows of each group of each column that splits the set into two groups or more.
+
+    Groups of fewer than ``smallest`` rows are left out: their intervals span everything. ``""``
+    (unknown) is no group.
+
+    >>> subgroups({"sex": np.array(["F", "F", "M", ""])}, smallest=1)
+    {'sex': {'F': array([0, 1]), 'M': array([2])}}
+    """
+    made: dict[str, dict[str, NDArray[np.int64]]] = {}
+    for column, values in columns.items():
+        groups = {str(v): np.flatnonzero(values == v) for v in np.unique(values) if str(v)}
+        large = {name: rows for name, rows in groups.items() if len(rows) >= smallest}
+        if len(large) > 1:
+            made[column] = large
+    return made
