@@ -201,10 +201,10 @@ class Manifest:
         return replace(made, notes=tuple(notes))
 
     def write(self, path: str | Path) -> None:
-        """Write as Parquet, with the label names and notes in its metadata."""
-        block = json.dumps({"labels": self.labels, "notes": self.notes})
-        metadata = {**(self.table.schema.metadata or {}), b"spcxr": block.encode()}
-        pq.write_table(self.table.replace_schema_metadata(metadata), path)
+        """Write as Parquet, with the label names in its metadata (`notes` go to ``store.json``)."""
+        metadata = {b"spcxr": json.dumps({"labels": self.labels}).encode()}
+        table = self.table.combine_chunks().replace_schema_metadata(metadata)
+        pq.write_table(table, path)
 
     @classmethod
     def read_stored(cls, path: str | Path) -> Manifest:
@@ -217,7 +217,7 @@ class Manifest:
         block = json.loads((table.schema.metadata or {}).get(b"spcxr", b"null"))
         if not isinstance(block, dict):
             raise SpcxrError(f"{path}: not a store's manifest; prepare the store again")
-        return cls(table, tuple(block["labels"]), tuple(block["notes"]))
+        return cls(table, tuple(block["labels"]))
 
 
 def concatenate(manifests: Sequence[Manifest]) -> Manifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,7 +81,7 @@ class Store:
         manifest = Manifest.read_stored(path / "manifest.parquet")
         if len(manifest) != sum(shard["rows"] for shard in facts["shards"]):
             raise SpcxrError(f"{path}: manifest and images differ in number; prepare it again")
-        return cls(path, facts, manifest)
+        return cls(path, facts, replace(manifest, notes=tuple(facts["notes"])))
 
     def __len__(self) -> int:
         return int(self._starts[-1])

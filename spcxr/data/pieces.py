@@ -1,0 +1,224 @@
+"""A piece: a few files read and preprocessed into one ``.npz``, the unit that `prepare` resumes by.
+
+Worker processes import this file and what it needs, and nothing heavier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from spcxr.data.presets import Preprocess
+from spcxr.data.study import Rejected, Study, read_study
+
+FILES_PER_PIECE = 16
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to prepare: its file and its masks, relative to ``root``."""
+
+    root: str
+    path: str
+    masks: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files it reads: image first."""
+        return tuple(Path(self.root, name) for name in (self.path, *self.masks))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some tasks in a row, and the file that holds (or will hold) what came of them."""
+
+    file: Path
+    tasks: tuple[Task, ...]
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished; the name holds a hash of the inputs, so it is of these."""
+        return self.file.is_file()
+
+
+@dataclass
+class Made:
+    """What came of a piece: per task a dictionary of facts, or a ``reason`` why it was rejected."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
+    masks: list[np.ndarray | None] = field(default_factory=list)
+
+
+def plan(tasks: Sequence[Task], preprocess: Preprocess, folder: Path) -> list[Piece]:
+    """Cut the tasks into pieces. A piece's name hashes its settings and its files' size and time.
+
+    So a file that changed, or another setting, is another piece; the worker count never shows.
+    """
+    settings = json.dumps(preprocess.to_dict(), sort_keys=True)
+    pieces = []
+    for start in range(0, len(tasks), FILES_PER_PIECE):
+        part = tuple(tasks[start : start + FILES_PER_PIECE])
+        digest = hashlib.blake2b(settings.encode(), digest_size=12)
+        for task in part:
+            for name, file in zip((task.path, *task.masks), task.files, strict=True):
+                digest.update(f"\n{name} {_stamp(file)}".encode(errors="surrogateescape"))
+        number = start // FILES_PER_PIECE
+        pieces.append(Piece(folder / f"piece-{number:06d}-{digest.hexdigest()}.npz", part))
+    return pieces
+
+
+def _stamp(file: Path) -> str:
+    try:
+        facts = file.stat()
+    except OSError:
+        return "absent"
+    return f"{facts.st_size} {facts.st_mtime_ns}"
+
+
+def never() -> bool:
+    """The default of `make_piece`'s ``stopped``."""
+    return False
+
+
+def make_piece(
+    piece: Piece,
+    preprocess: Preprocess,
+    known_bad: Mapping[int, str],
+    crumb: Path,
+    stopped: Callable[[], bool] = never,
+) -> int:
+    """Read and preprocess a piece's files, write its file whole or not at all; count of tasks.
+
+    ``known_bad`` maps task positions to the reason they are not tried (a decoder died there).
+    ``crumb`` says which task is being read, for whoever finds this process dead. When ``stopped``
+    turns true between two files the piece is given up (`InterruptedError`).
+    """
+    made = Made()
+    for position, task in enumerate(piece.tasks):
+        if stopped():
+            raise InterruptedError("told to stop")
+        crumb.write_text(str(position))
+        try:
+            if position in known_bad:
+                raise Rejected(task.path, known_bad[position])
+            row, pixels, mask = prepare_one(task, preprocess)
+        except Rejected as rejected:
+            made.rows.append({"reason": rejected.reason})
+            continue
+        made.rows.append(row)
+        made.images.append(pixels)
+        made.masks.append(mask)
+    _write(piece.file, made, preprocess)
+    crumb.unlink()
+    return len(piece.tasks)
+
+
+def prepare_one(
+    task: Task, preprocess: Preprocess
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
+    """One file -> (facts for the manifest, ``(S, S)`` pixels, ``(S, S)`` uint8 mask or None).
+
+    Raises
+    ------
+    Rejected
+        With one plain sentence; whatever goes wrong with one file must not stop a run of 100 000.
+    """
+    image, *masks = task.files
+    try:
+        study = read_study(image)
+        prepared = preprocess(study)
+        mask = _merged_mask(task, masks, study.pixels.shape) if masks else None
+        square = None if mask is None else preprocess.mask(mask)
+    except Rejected:
+        raise
+    except Exception as error:  # a decoder's own error type: any library may raise any
+        kind = type(error).__name__  # its text may quote the header: patient data
+        raise Rejected(task.path, f"reading it failed unexpectedly ({kind})") from error
+    return _facts(study, prepared.box), prepared.pixels, square
+
+
+def _facts(study: Study, box: Sequence[int]) -> dict[str, Any]:
+    rows, columns = study.pixels.shape
+    spacing = study.spacing_mm or (None, None)
+    return {
+        "patient_id": study.patient_id or "",
+        "view": study.view or "",
+        "sex": study.sex or "",
+        "site": study.site or "",
+        "age": study.age,
+        "image_height_px": rows,
+        "image_width_px": columns,
+        "spacing_row_mm": spacing[0],
+        "spacing_column_mm": spacing[1],
+        **dict(zip(("box_top", "box_left", "box_height", "box_width"), map(int, box), strict=True)),
+        "reader_notes": "; ".join(study.notes),
+    }
+
+
+def _merged_mask(task: Task, files: Sequence[Path], shape: tuple[int, ...]) -> np.ndarray:
+    """The union of a task's masks (left and right lung, say), each of the image's own size."""
+    merged = np.zeros(shape, np.uint8)
+    for name, file in zip(task.masks, files, strict=True):
+        mask = read_mask(file)
+        if mask.shape != shape:
+            sizes = [f"{width} x {height}" for height, width in (mask.shape, shape)]
+            raise Rejected(
+                task.path, f"its mask {name} is {sizes[0]} pixels and the image {sizes[1]}"
+            )
+        merged |= mask
+    return merged
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """``(H, W)`` uint8 of 1 (inside) and 0: a picture of 0 / 1 or of dark / bright (0 / 255).
+
+    Raises
+    ------
+    Rejected
+        The file cannot be read, or holds values that are neither (a map of several labels).
+    """
+    try:
+        with Image.open(path) as picture:
+            grey = picture if picture.mode in {"L", "I", "I;16"} else picture.convert("L")
+            values = np.asarray(grey)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Rejected(path, f"its mask cannot be read ({type(error).__name__})") from error
+    top = int(values.max())
+    if top <= 1:
+        return values.astype(np.uint8)
+    full = 255 if top <= 255 else 65535
+    if top <= full // 2:
+        raise Rejected(path, f"its mask holds values up to {top}; masks are 0 / 1 or 0 / {full}")
+    return (values > full // 2).astype(np.uint8)
+
+
+def _write(file: Path, made: Made, preprocess: Preprocess) -> None:
+    size, dtype = preprocess.size_px, preprocess.dtype
+    masks = [mask for mask in made.masks if mask is not None]
+    arrays = {
+        "images": np.array(made.images, dtype).reshape(-1, size, size),
+        "masks": np.array(masks, np.uint8).reshape(-1, size, size),
+        "has_mask": np.array([mask is not None for mask in made.masks], bool),
+        "rows": np.frombuffer(json.dumps(made.rows).encode(), np.uint8),
+    }
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+    os.replace(temporary, file)
+
+
+def read_piece(file: Path) -> Made:
+    """What `make_piece` wrote; the zip's checksums are compared on the way."""
+    with np.load(file, allow_pickle=False) as arrays:
+        rows = json.loads(arrays["rows"].tobytes())
+        images, masks, has_mask = arrays["images"], iter(arrays["masks"]), arrays["has_mask"]
+    return Made(rows, list(images), [next(masks) if has else None for has in has_mask])

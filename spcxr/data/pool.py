@@ -1,0 +1,133 @@
+"""Pieces over worker processes: bounded, interruptible, and a file that kills its reader is found.
+
+Workers are spawned (fork is unsafe beside threads), ignore Ctrl-C (the parent decides), stop
+between two files when told to, and leave when the parent is gone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, parent_process
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+from spcxr.data.pieces import Piece, make_piece
+from spcxr.data.presets import Preprocess
+from spcxr.errors import SpcxrError
+
+CRASHED = "the process that read it died (a decoder's crash, or out of memory)"
+QUEUED_PER_WORKER = 3  # enough that no worker waits, few enough that memory stays flat
+
+
+def make_pieces(
+    pieces: Sequence[Piece],
+    preprocess: Preprocess,
+    workers: int,
+    progress: Callable[[int], object],
+) -> None:
+    """Make the pieces that are not done yet; ``progress`` gets the count of tasks of each.
+
+    ``workers`` = 0 stays in this process, for a debugger. A file whose reading kills its process
+    is rejected and the run goes on: the pieces that were under way are tried again one by one,
+    and the one that dies again is read on without that file.
+    """
+    todo = [piece for piece in pieces if not piece.done]
+    if workers == 0:
+        for piece in todo:
+            progress(make_piece(piece, preprocess, _known_bad(piece), _crumb(piece)))
+        return
+    while todo:
+        for piece in _in_parallel(todo, preprocess, min(workers, len(todo)), progress):
+            _crumb(piece).unlink(missing_ok=True)
+            while _in_parallel([piece], preprocess, 1, progress):
+                _blame(piece)
+        todo = [piece for piece in todo if not piece.done]
+
+
+def _in_parallel(
+    todo: Sequence[Piece], preprocess: Preprocess, workers: int, progress: Callable[[int], object]
+) -> list[Piece]:
+    """Work through ``todo``; the pieces being read when a worker died, or ``[]``."""
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    waiting = iter(todo)
+    running: dict[Future[int], Piece] = {}
+    with ProcessPoolExecutor(workers, context, _start_worker, (stop,)) as pool:
+        try:
+            while True:
+                room = workers * QUEUED_PER_WORKER - len(running)
+                for piece in itertools.islice(waiting, room):
+                    work = (piece, preprocess, _known_bad(piece), _crumb(piece))
+                    running[pool.submit(_work, *work)] = piece
+                if not running:
+                    return []
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    progress(future.result())
+                    del running[future]
+        except BrokenProcessPool:
+            lost = [piece for piece in running.values() if not piece.done]
+            for piece in running.values():
+                progress(len(piece.tasks) if piece.done else 0)
+            return [piece for piece in lost if _crumb(piece).is_file()] or lost
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+_stop: Event | None = None
+
+
+def _start_worker(stop: Event) -> None:
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(piece: Piece, preprocess: Preprocess, known_bad: dict[int, str], crumb: Path) -> int:
+    return make_piece(piece, preprocess, known_bad, crumb, _stopped)
+
+
+def _stopped() -> bool:
+    return _stop is not None and _stop.is_set()
+
+
+def _crumb(piece: Piece) -> Path:
+    return piece.file.with_suffix(".at")
+
+
+def _known_bad(piece: Piece) -> dict[int, str]:
+    """Tasks of a piece that killed their reader in an earlier try (kept for later runs too)."""
+    file = piece.file.with_suffix(".crashed")
+    positions = json.loads(file.read_text()) if file.is_file() else []
+    return dict.fromkeys(positions, CRASHED)
+
+
+def _blame(piece: Piece) -> None:
+    """Note the task that was being read when the process died."""
+    crumb, known = _crumb(piece), _known_bad(piece)
+    position = int(crumb.read_text() or -1) if crumb.is_file() else -1
+    if position < 0 or position in known:
+        raise SpcxrError(
+            "worker processes die before they read a file; free memory, call prepare below "
+            "`if __name__ == '__main__':` in a script, or try --workers 0"
+        )
+    crumb.unlink()
+    piece.file.with_suffix(".crashed").write_text(json.dumps(sorted({*known, position})))

@@ -1,0 +1,301 @@
+"""Images in -> a packed store: ``spcxr-train prepare SRC... --out STORE``."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from spcxr.config import Config, ConfigError, setting, to_dict
+from spcxr.data.assembly import assemble, join
+from spcxr.data.manifest import Manifest, concatenate, split_paths
+from spcxr.data.pieces import Piece, Task, plan
+from spcxr.data.pool import make_pieces
+from spcxr.data.presets import PRESET_VERSIONS, Preprocess
+from spcxr.data.shards import refuse_occupied, write_durably
+from spcxr.data.sources import SOURCES, index
+from spcxr.data.store import Store, StoreWriter
+from spcxr.errors import Interrupted, SpcxrError
+
+OURS = {"work.json", "lock", "pieces", "store"}  # in OUT.partial
+NOT_PART_OF_THE_RESULT = {"workers", "overwrite", "out"}
+
+
+@dataclass(frozen=True)
+class PrepareConfig(Config):
+    """Settings of `run`; see ``spcxr-train prepare --help``."""
+
+    sources: tuple[str, ...] = setting(help="image folders, manifests, public sets, or stores")
+    out: str = setting(help="the store to make")
+    source: str = setting(
+        "auto", "what the sources are (auto looks at their files)", choices=("auto", *SOURCES)
+    )
+    preset: str = setting(
+        "minmax", "grey levels of the model's input", choices=tuple(PRESET_VERSIONS)
+    )
+    size_px: int = setting(224, "side of the square images", low=8, high=4096)
+    fit: str = setting("pad", "how an image becomes square", choices=("pad", "crop", "stretch"))
+    dtype: str = setting("uint8", "of the stored pixels", choices=("uint8", "uint16"))
+    labels: tuple[str, ...] = setting((), "label columns a,b,... (default: all found)")
+    root: str | None = setting(None, "folder a manifest's paths are relative to")
+    class_folders: bool = setting(False, "the folder an image stands in is its class")
+    split_ratios: tuple[float, float, float] = setting(
+        (0.7, 0.15, 0.15), "train,val,test shares where no split is given", low=0, high=1
+    )
+    seed: int = setting(0, "of the split by patient")
+    workers: int = setting(-1, "processes; -1 = one per CPU, 0 = none beside this one", low=-1)
+    shard: str | None = setting(None, "i/n: only the i-th of n parts (1/4 ... 4/4), to join later")
+    overwrite: bool = setting(False, "replace a finished store, discard an unfinished one")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sources:
+            raise ConfigError("no sources; give at least one folder, manifest or store")
+        if abs(sum(self.split_ratios) - 1) > 1e-6:
+            raise ConfigError(
+                f"split_ratios {self.split_ratios} must sum to 1, as in 0.7,0.15,0.15"
+            )
+        if self.shard is not None:
+            parse_shard(self.shard)
+
+
+def run(config: PrepareConfig) -> Path:
+    """Prepare the sources and return the store's path.
+
+    Work goes on in ``OUT.partial``: the same command continues it after any interruption, and the
+    store appears at ``OUT`` in one rename. A source that is a store is joined, which is how the
+    parts of ``--shard i/n`` (written to ``OUT.shard-i-of-n``) become one.
+
+    Raises
+    ------
+    SpcxrError
+        A source or ``out`` cannot be what it should be.
+    NothingDone
+        Every file was rejected.
+    Interrupted
+        Ctrl-C or SIGTERM; what was read so far is kept.
+    """
+    preprocess = Preprocess(
+        preset=config.preset, size_px=config.size_px, fit=config.fit, dtype=config.dtype
+    )
+    out = out_folder(config)
+    if any((Path(source) / "store.json").is_file() for source in config.sources):
+        return _join(config, out)
+    manifest = _index(config)
+    request = {k: v for k, v in to_dict(config).items() if k not in NOT_PART_OF_THE_RESULT}
+    request["sources"] = [os.path.realpath(source) for source in config.sources]
+    work = partial_folder(out)
+    pieces = plan(_tasks(manifest), preprocess, work / "pieces")
+    facts = {"request": request, "inputs": _fingerprint(pieces, manifest)}
+    if _complete(out, facts, config.overwrite):
+        return out
+    with _workplace(out, request, config.overwrite):
+        _read_all(pieces, preprocess, config.workers, out)
+        with _writer(out, preprocess, config.overwrite) as writer:
+            accepted, rejected = assemble(pieces, manifest, writer)
+            accepted = accepted.settled(config.split_ratios, config.seed, config.sources[0])
+            store = writer.finish(accepted, {**facts, "rejected": len(rejected)})
+    _report(store, len(rejected))
+    return out
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``i/n`` -> (i, n) with 1 <= i <= n.
+
+    >>> parse_shard("2/4")
+    (2, 4)
+    """
+    parts = text.split("/")
+    if len(parts) == 2 and all(part.isdecimal() for part in parts):
+        i, n = int(parts[0]), int(parts[1])
+        if 1 <= i <= n:
+            return i, n
+    raise ConfigError(f"shard is {text!r}; give i/n with i from 1 to n, as in 1/4")
+
+
+def out_folder(config: PrepareConfig) -> Path:
+    """Where the store goes: ``OUT``, or ``OUT.shard-02-of-10`` for one part."""
+    out = Path(config.out)
+    if config.shard is None:
+        return out
+    i, n = parse_shard(config.shard)
+    return out.with_name(f"{out.name}.shard-{i:0{len(str(n))}d}-of-{n}")
+
+
+def _index(config: PrepareConfig) -> Manifest:
+    """One manifest of all sources; with ``--shard``, its part."""
+    made = [
+        index(
+            source,
+            config.source,
+            labels=config.labels,
+            root=config.root,
+            class_folders=config.class_folders,
+        )
+        for source in config.sources
+    ]
+    manifest = concatenate(made)
+    if config.shard is None:
+        return manifest
+    i, n = parse_shard(config.shard)
+    rows = range((i - 1) * len(manifest) // n, i * len(manifest) // n)
+    if not rows:
+        raise SpcxrError(
+            f"shard {config.shard} of {len(manifest)} images is empty; take fewer parts"
+        )
+    return manifest.select(list(rows))
+
+
+def _tasks(manifest: Manifest) -> list[Task]:
+    columns = (manifest.column(name) for name in ("source_root", "path", "mask_path"))
+    return [Task(root, path, split_paths(mask)) for root, path, mask in zip(*columns, strict=True)]
+
+
+def _fingerprint(pieces: list[Piece], manifest: Manifest) -> str:
+    """Changes when any input file, or any cell of the manifest, does."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(piece.file.name.encode())
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, manifest.table.schema) as stream:
+        stream.write_table(manifest.table.combine_chunks())
+    digest.update(sink.getvalue())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _workplace(out: Path, request: dict[str, Any], overwrite: bool) -> Iterator[None]:
+    """``OUT.partial``: made, or taken up again when it was begun with the same settings.
+
+    It is removed at the end, and kept when an error or a signal ends the work.
+    """
+    refuse_occupied(out, overwrite)
+    work = partial_folder(out)
+    note = work / "work.json"
+    if work.exists() and {file.name for file in work.iterdir()} - OURS:
+        raise SpcxrError(f"{work}: not left by prepare; move it away, or choose another --out")
+    try:
+        (work / "pieces").mkdir(parents=True, exist_ok=True)
+        lock = (work / "lock").open("w")
+    except OSError as error:
+        raise SpcxrError(
+            f"{work}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SpcxrError(f"{work}: another prepare is at work here; wait for it") from error
+        begun = json.loads(note.read_text()) if note.is_file() else request
+        if begun != request and not overwrite:
+            names = ", ".join(sorted(k for k in request if begun.get(k) != request[k]))
+            raise SpcxrError(
+                f"{work}: begun with other settings ({names}); use the same, another --out, "
+                "or --overwrite to begin anew"
+            )
+        write_durably(note, json.dumps(request))
+        shutil.rmtree(work / "store", ignore_errors=True)
+        yield
+        shutil.rmtree(work)
+
+
+def partial_folder(out: Path) -> Path:
+    """Where the work on ``out`` stands until it is whole."""
+    return out.with_name(out.name + ".partial")
+
+
+def _writer(out: Path, preprocess: Preprocess, overwrite: bool) -> StoreWriter:
+    return StoreWriter(out, preprocess, overwrite=overwrite, work=partial_folder(out) / "store")
+
+
+def _complete(out: Path, facts: dict[str, Any], overwrite: bool) -> bool:
+    """Whether ``out`` already is this very store; anything else that stands there is refused."""
+    if overwrite or not (out / "store.json").is_file():
+        return False
+    store = Store.open(out)
+    old = store.facts.get("request", {})
+    names = [k for k, v in facts["request"].items() if old.get(k) != v]
+    if not names and store.facts.get("inputs") == facts["inputs"]:
+        _say(f"{out}: already complete, {len(store)} images")
+        return True
+    why = f"other settings ({', '.join(names)})" if names else "files that have changed since"
+    raise SpcxrError(f"{out}: holds a store made from {why}; choose another --out, or --overwrite")
+
+
+def _read_all(pieces: list[Piece], preprocess: Preprocess, workers: int, out: Path) -> None:
+    """Read every file that is not read yet, with one bar; Ctrl-C and SIGTERM keep the rest."""
+    total = sum(len(piece.tasks) for piece in pieces)
+    before = sum(len(piece.tasks) for piece in pieces if piece.done)
+    wanted = {piece.file.stem for piece in pieces}
+    for file in pieces[0].file.parent.iterdir():
+        if file.suffix != ".crashed" and file.stem not in wanted:
+            file.unlink()  # of files that have changed since, or half-written
+    pace = 0.2 if sys.stderr.isatty() else 10.0
+    processes = len(os.sched_getaffinity(0)) if workers < 0 else workers
+    with tqdm(total=total, initial=before, desc=out.name, unit="image", mininterval=pace) as bar:
+        try:
+            with _sigterm_as_ctrl_c():
+                make_pieces(pieces, preprocess, processes, bar.update)
+        except KeyboardInterrupt as error:
+            raise Interrupted(
+                f"stopped with {bar.n} of {total} images read; the same command goes on from there"
+            ) from error
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _join(config: PrepareConfig, out: Path) -> Path:
+    """Sources that are stores -> one store; the parts of a shard are put in order."""
+    stores = [Store.open(source) for source in config.sources]
+    shards = [str(store.facts.get("request", {}).get("shard") or "") for store in stores]
+    if all(shards):
+        parts = [parse_shard(shard) for shard in shards]
+        count = parts[0][1]
+        if sorted(parts) != [(i, count) for i in range(1, count + 1)]:
+            raise SpcxrError(f"{out}: joining needs each of the {count} parts once; got {shards}")
+        stores = [store for _, store in sorted(zip(parts, stores, strict=True), key=lambda p: p[0])]
+    request = {"sources": [os.path.realpath(store.path) for store in stores]}
+    with (
+        _workplace(out, request, config.overwrite),
+        _writer(out, stores[0].preprocess, config.overwrite) as writer,
+    ):
+        manifest, rejected = join(stores, writer)
+        manifest = manifest.settled(config.split_ratios, config.seed, str(out))
+        store = writer.finish(manifest, {"request": request, "rejected": len(rejected)})
+    _report(store, len(rejected))
+    return out
+
+
+def _report(store: Store, rejected: int) -> None:
+    counts = ", ".join(f"{name} {n}" for name, n in store.facts["splits"].items())
+    _say(f"{store.path}: {len(store)} images ({counts}); {rejected} rejected, see rejected.csv")
+    _say(f"labels: {', '.join(store.manifest.labels) or 'none'}")
+    for note in store.manifest.notes:
+        _say(f"note: {note}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
