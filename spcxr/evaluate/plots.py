@@ -53,14 +53,22 @@ STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
+class Band:
+    """What is shaded between ``low`` and ``high`` over ``x``, each ``(m,)``."""
+
+    x: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True)
 class Curve:
-    """One line of a plot: ``x`` and ``y`` ``(n,)``, and optionally a band ``low``..``high``."""
+    """One line of a plot: ``x`` and ``y`` ``(n,)``, and optionally an interval band."""
 
     name: str
     x: Array
     y: Array
-    low: Array | None = None
-    high: Array | None = None
+    band: Band | None = None
 
 
 def _figure(width: float = 4.4, height: float = 3.6) -> tuple[Figure, Axes]:
@@ -89,8 +97,8 @@ def _svg(figure: Figure) -> str:
 def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
     for number, curve in enumerate(curves):
         colour = COLOURS[number % len(COLOURS)]
-        if curve.low is not None and curve.high is not None:
-            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, lw=0)
+        if band := curve.band:
+            axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, lw=0)
         axes.plot(
             *_thinned(curve.x, curve.y),
             color=colour,
@@ -118,7 +126,8 @@ def loss_curves(curves: Sequence[Curve], *, x_label: str, y_label: str) -> str:
         figure, axes = _figure()
         _draw(axes, curves)
         axes.set(xlabel=x_label, ylabel=y_label)
-        _legend(axes, len(curves))
+        if len(curves) > 1:
+            _legend(axes, len(curves))
         return _svg(figure)
 
 
