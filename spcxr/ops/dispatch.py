@@ -108,8 +108,7 @@ def _triton_reason(device: str) -> str | None:
 
 
 # Dynamo evaluates this once while tracing: a backend does not change within a process.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@functools.cache
+@torch.compiler.assume_constant_result
 def choose(verb: str, backend: str, device: str) -> str:
     """The name of the backend that serves, for tensors on a device type.
 
@@ -117,12 +116,21 @@ def choose(verb: str, backend: str, device: str) -> str:
     ------
     BackendUnavailable
         the backend was asked for by name and cannot serve.
+
+    >>> choose("group_mask", "reference", "cpu")
+    'reference'
     """
-    if backend != "auto":
-        reason = unavailable(verb, backend, device)
-        if reason is not None:
-            raise BackendUnavailable(f"{verb}: backend {backend!r} cannot serve: {reason}")
-        return backend
+    if backend == "auto":
+        return _first_that_can(verb, device)
+    reason = unavailable(verb, backend, device)
+    if reason is not None:
+        raise BackendUnavailable(f"{verb}: backend {backend!r} cannot serve: {reason}")
+    return backend
+
+
+@functools.cache
+def _first_that_can(verb: str, device: str) -> str:
+    """The automatic choice, logged once: a warning when the native kernels are not used."""
     reasons = {name: unavailable(verb, name, device) for name in BACKENDS}
     served = next(name for name, reason in reasons.items() if reason is None)
     passed = [f"{n}: {r}" for n, r in reasons.items() if r is not None]

@@ -70,8 +70,8 @@ class Law(NamedTuple):
         blocks = 64 + 4 * -(-cells * 2**34 // mean_area)
         if blocks > MAX_BLOCKS:
             raise SpcxrError(
-                f"blocks of {tuple(block or ())} units are too small for a {grid[0]}x{grid[1]} grid "
-                f"({blocks} of them, at most {MAX_BLOCKS}); give larger blocks or a coarser grid"
+                f"blocks of {tuple(block or ())} units are too small for a {grid[0]}x{grid[1]} "
+                f"grid ({blocks} of at most {MAX_BLOCKS}); give larger blocks or a coarser grid"
             )
         return cls(
             list(grid), [low, high - low], sides, placement == "uniform", -(-blocks // 8) * 8
@@ -135,6 +135,8 @@ def group_mask(
     (torch.Size([2, 184, 4]), torch.Size([2, 14, 14]), True)
     """
     philox.check_key(seed, epoch)
+    if image_ids.is_cpu and not torch.compiler.is_compiling():
+        philox.check_ids(image_ids)  # elsewhere the kernels check: no synchronisation here
     law = Law.of(grid, ratio, block, placement)
     kernel = dispatch.kernel("group_mask", backend, image_ids.device.type, _by_law)
     return GroupMask(*kernel(image_ids, seed, epoch, *law))

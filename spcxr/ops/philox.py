@@ -5,7 +5,7 @@ device, the worker or the world size. ``csrc/core/philox.h`` and ``kernels/group
 same layout, and tests hold all three to the same words::
 
     key     = (seed low 32 bits, seed high 32 bits)
-    counter = (index of the block of four words, epoch, id low 32 bits, id high 16 bits | stream << 16)
+    counter = (index of the block of four words, epoch, id low 32, id high 16 | stream << 16)
     stream  = number of the name | view << 8          "crop-1" is the stream "crop" of view 1
 """
 
