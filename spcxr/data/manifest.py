@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ ADDED = {
     "reader_notes": pa.string(),
 }
 LABEL_VALUES = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "": None}
+AGE = re.compile(r"(\d+(?:\.\d+)?)([YMWD+]?)")
+AGE_UNITS = {"": 1, "+": 1, "Y": 1, "M": 12, "W": 52.18, "D": 365.25}
 MOST_CLASSES = 200  # more distinct values than this in `label` is free text, not classes
 
 
@@ -71,7 +74,7 @@ class Manifest:
         ------
         SpcxrError
             No ``path`` column, a path outside the root, the same image and mask twice, a label
-            cell or an age that cannot be read, a patient in two splits. The line names the row as
+            cell that is no label, a patient in two splits. The line names the row as
             a spreadsheet counts it (the header is row 1).
         """
         path = Path(path)
@@ -110,7 +113,10 @@ class Manifest:
         arrays: dict[str, pa.Array] = {}
         for key, cells in text.items():
             arrays[key] = pa.array(cells, pa.string())
-        arrays["age"] = pa.array(_ages(text.get("age", [""] * rows), name), pa.float32())
+        ages = text.get("age", [""] * rows)
+        arrays["age"] = pa.array([years(cell) for cell in ages], pa.float32())
+        if odd := sum(bool(cell) for cell in ages) - (rows - arrays["age"].null_count):
+            notes += (f"{name}: {odd} cells of column 'age' are no number of years: unknown",)
         arrays |= {key: pa.array(values, pa.int8()) for key, values in parsed.items()}
         arrays["source_root"] = pa.array([os.path.realpath(root)] * rows, pa.string())
         order = [*RESERVED, *parsed, *(key for key in arrays if key not in {*RESERVED, *parsed})]
@@ -363,13 +369,11 @@ def _label_cells(cells: list[str], column: str, name: str) -> list[int | None]:
     return [LABEL_VALUES[cell] for cell in cells]
 
 
-def _ages(cells: list[str], name: str) -> list[float | None]:
-    made: list[float | None] = []
-    for number, cell in enumerate(cells, start=2):
-        try:
-            made.append(float(cell) if cell else None)
-        except ValueError as error:
-            raise SpcxrError(
-                f"{name}: row {number}, column 'age' holds {cell!r}; give years as a number"
-            ) from error
-    return made
+def years(cell: str) -> float | None:
+    """An age cell in years: a number, ``67+`` (at least), or a DICOM age string (PS3.5, VR AS).
+
+    >>> years("61"), years("67+"), years("058Y"), years("006M"), years("old")
+    (61.0, 67.0, 58.0, 0.5, None)
+    """
+    parts = AGE.fullmatch(cell)
+    return float(parts[1]) / AGE_UNITS[parts[2]] if parts else None

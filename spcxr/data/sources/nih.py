@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from spcxr.data.manifest import Manifest
@@ -76,21 +75,11 @@ def _columns(rows: Columns, on_disk: dict[str, str], official: dict[str, str]) -
         "patient_id": patients,
         "split": splits,
         "view": rows["View Position"],
-        "age": [_years(cell) for cell in rows["Patient Age"]],
+        "age": rows["Patient Age"],
         "sex": rows["Patient Gender"],
         "site": ["nih"] * len(patients),
         **{name: [str(int(name in labels)) for labels in found] for name in FINDINGS},
     }
-
-
-def _years(cell: str) -> str:
-    """``058Y`` (the 2017 table) and ``58`` (the 2020 one) are years; ``011M`` and ``012D`` parts.
-
-    >>> _years("058Y"), _years("58"), _years("006M")
-    ('58', '58', '0.5')
-    """
-    parts = re.fullmatch(r"(\d+)([YMD])", cell)
-    return f"{int(parts[1]) / {'Y': 1, 'M': 12, 'D': 365.25}[parts[2]]:g}" if parts else cell
 
 
 def _official(root: Path) -> dict[str, str]:

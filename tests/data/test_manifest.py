@@ -1,0 +1,228 @@
+"""Manifests as people write them: what is understood, and what is refused with row and remedy."""
+
+import csv
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spcxr.data.manifest import Manifest, concatenate
+from spcxr.data.splits import fill_splits, hash_split
+from spcxr.errors import SpcxrError
+
+
+def written(folder, text, name="m.csv", encoding="utf-8"):
+    file = folder / name
+    file.write_bytes(text.encode(encoding))
+    return file
+
+
+def test_the_fields_quirks_are_understood(tmp_path):
+    """Byte-order mark, CRLF, spaces round names and cells, blank line, quoted comma, last comma."""
+    text = (
+        "\ufeffpath , patient_id,split,age, covid ,note,\r\n"
+        'a.png, p1 ,train, 61 ,1,"one, two",\r\n'
+        "\r\n"
+        "b.png,p2,val,,-1,,\r\n"
+        "c.png,p2,val,7.5,,,\r\n"
+    )
+    manifest = Manifest.read(written(tmp_path, text))
+    assert manifest.labels == ("covid",)
+    np.testing.assert_array_equal(manifest.label_matrix(), [[1], [-1], [np.nan]])
+    assert manifest.label_matrix().dtype == np.float32
+    assert manifest.column("age") == [61, None, 7.5]
+    assert manifest.column("note") == ["one, two", "", ""]
+    assert manifest.patients.tolist() == ["p1", "p2", "p2"]
+    assert manifest.rows("val").tolist() == [1, 2]
+    assert manifest.rows(("val", "train")).dtype == np.int64
+
+
+def test_parquet_reads_as_the_csv_does(tmp_path):
+    table = {"path": ["a.png", "b.png"], "patient_id": [17, 4], "covid": [1.0, None]}
+    pq.write_table(pa.table(table), tmp_path / "m.parquet")
+    from_parquet = Manifest.read(tmp_path / "m.parquet")
+    csv_text = "path,patient_id,covid\na.png,17,1\nb.png,4,\n"
+    from_csv = Manifest.read(written(tmp_path, csv_text))
+    assert from_parquet.table.equals(from_csv.table)
+
+
+def test_text_label_becomes_one_column_a_value(tmp_path):
+    manifest = Manifest.read(
+        written(tmp_path, "path,label\na,covid\nb,normal\nc,\nd,covid|edema\n")
+    )
+    assert manifest.labels == ("covid", "edema", "normal")
+    nan = np.nan
+    expected = [[1, 0, 0], [0, 0, 1], [nan, nan, nan], [1, 1, 0]]
+    np.testing.assert_array_equal(manifest.label_matrix(), expected)
+    named = Manifest.read(tmp_path / "m.csv", labels=("normal", "covid"))
+    assert named.labels == ("normal", "covid")
+
+
+def test_ages_that_are_none_are_unknown_and_said(tmp_path):
+    manifest = Manifest.read(written(tmp_path, "path,age\na,90+\nb,old\nc,018M\n"))
+    assert manifest.column("age") == [90, None, 1.5]
+    assert "1 cells of column 'age' are no number of years: unknown" in manifest.notes[0]
+
+
+def test_free_text_and_numbers_are_no_labels(tmp_path):
+    manifest = Manifest.read(written(tmp_path, "path,width,empty,x\na,512,,0\nb,1,,1\n"))
+    assert manifest.labels == ("x",)
+
+
+REFUSED = {
+    "image,label\na,1\n": "no column 'path'; rename one of its columns: image, label",
+    "path;label\na;1\n": "separated by semicolons; save it with commas",
+    "path\tlabel\na\t1\n": "separated by tabs; save it with commas",
+    "path,x\n": "no rows below the header",
+    "": "no rows below the header",
+    "path,x\na,1\nb,1,2\n": "row 3 has 3 cells, the header 2",
+    "path,x,x\na,1,1\n": "column 'x' stands twice",
+    "path,,x\na,q,1\n": "column 2 has no name",
+    "path,x\na,1\n,0\n": "row 3 has no path",
+    "path,x\na,1\n../b,0\n": "row 3, column 'path': ../b leaves the root",
+    "path,x\n/etc/passwd,0\n": "row 2, column 'path': /etc/passwd leaves the root",
+    "path,mask_path\na,../m.png\n": "row 2, column 'mask_path': ../m.png leaves the root",
+    "path,x\na,1\nb,0\na,1\n": "rows 2 and 4 are the same image",
+    "path,x\na,1\n./a,1\n": "rows 2 and 3 are the same image",
+    "path,box_top\na,1\n": "'box_top' is one that prepare writes",
+    "path,label,covid\na,covid,1\nb,x,0\n": "'covid' is both a column and a value of 'label'",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED, ids=list(REFUSED.values()))
+def test_refusals_name_row_and_remedy(tmp_path, text):
+    with pytest.raises(SpcxrError) as caught:
+        Manifest.read(written(tmp_path, text))
+    assert REFUSED[text] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "m.csv") in str(caught.value)
+
+
+def test_a_label_cell_that_is_none_is_refused_when_the_column_is_named(tmp_path):
+    file = written(tmp_path, "path,covid\na,1\nb,yes\n")
+    assert Manifest.read(file).labels == ()
+    with pytest.raises(SpcxrError, match="row 3, column 'covid' holds 'yes'; a label is 1, 0, -1"):
+        Manifest.read(file, labels=("covid",))
+    with pytest.raises(SpcxrError, match="no label column 'flu'; columns that could be: covid"):
+        Manifest.read(file, labels=("flu",))
+
+
+def test_not_text_at_all(tmp_path):
+    with pytest.raises(SpcxrError, match="not a UTF-8 CSV"):
+        Manifest.read(written(tmp_path, "path,é\na,1\n", encoding="latin-1"))
+    (tmp_path / "m.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(SpcxrError, match="not a readable Parquet file"):
+        Manifest.read(tmp_path / "m.parquet")
+    with pytest.raises(SpcxrError, match="no such file"):
+        Manifest.read(tmp_path / "absent.csv")
+
+
+def test_a_patient_on_both_sides_is_refused_without_a_name(tmp_path):
+    file = written(tmp_path, "path,patient_id,split\na,Smith,train\nb,Lee,val\nc,Smith,val\n")
+    with pytest.raises(SpcxrError, match="rows 2 and 4 are one patient in two splits") as caught:
+        Manifest.read(file)
+    assert "Smith" not in str(caught.value)
+
+
+def test_training_splits_may_share_a_patient(tmp_path):
+    text = "path,patient_id,split\na,p,train\nb,p,pretrain\nc,p,extra_train\n"
+    assert len(Manifest.read(written(tmp_path, text))) == 3
+
+
+def test_links_that_leave_the_root_are_refused(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside, outside):
+        folder.mkdir()
+    (outside / "secret.png").touch()
+    (inside / "real.png").touch()
+    os.symlink(outside / "secret.png", inside / "file.png")
+    os.symlink(outside, inside / "folder")
+    os.symlink(inside / "real.png", inside / "alias.png")
+    for path in ("file.png", "folder/secret.png"):
+        with pytest.raises(SpcxrError, match="leaves the root"):
+            Manifest.read(written(inside, f"path\n{path}\n"))
+    absolute = f"path\nalias.png\n{inside / 'real.png'}\n"
+    assert Manifest.read(written(inside, absolute)).column("path") == ["alias.png", "real.png"]
+    elsewhere = written(outside, "path\nreal.png\n")
+    moved = Manifest.read(elsewhere, root=inside)
+    assert moved.column("source_root") == [str(inside)]
+
+
+def test_two_masks_of_one_image_are_two_rows(tmp_path):
+    manifest = Manifest.read(written(tmp_path, "path,mask_path\na,m1.png\na,m2.png\n"))
+    assert manifest.column("mask_path") == ["m1.png", "m2.png"]
+
+
+def test_splits_by_hash_depend_on_the_patient_alone():
+    patients = [f"p{i}" for i in range(4000)]
+    splits = fill_splits(patients, [""] * 4000)
+    shares = [splits.count(name) / 4000 for name in ("train", "val", "test")]
+    np.testing.assert_allclose(shares, (0.7, 0.15, 0.15), atol=0.02)
+    assert fill_splits(patients[::-1], [""] * 4000)[::-1] == splits
+    assert fill_splits(patients, [""] * 4000, seed=1) != splits
+    with pytest.raises(SpcxrError, match="sum to 1"):
+        hash_split("p", (0.5, 0.5, 0.5))
+
+
+def test_settled_keeps_given_splits_and_says_what_it_did():
+    columns = {"path": ["a", "b", "c"], "patient_id": ["p", "p", ""], "split": ["test", "", ""]}
+    manifest = Manifest.from_columns(columns, root=".").settled((1, 0, 0), seed=3)
+    assert manifest.column("split") == ["test", "test", "train"]
+    assert manifest.notes == (
+        "2 rows had no split: train/val/test 1/0/0 by patient hash, seed 3",
+        "1 rows have no patient_id: each counts as a patient of its own",
+    )
+
+
+def test_files_of_one_name_in_two_sources_are_two_patients(tmp_path):
+    sides = []
+    for name, split in (("x", "train"), ("y", "test")):
+        (tmp_path / name).mkdir()
+        columns = {"path": ["1.png"], "split": [split]}
+        sides.append(Manifest.from_columns(columns, root=tmp_path / name))
+    assert concatenate(sides).settled().column("split") == ["train", "test"]
+
+
+def test_concatenate_refuses_a_label_that_is_text_elsewhere(tmp_path):
+    a = Manifest.from_columns({"path": ["a"], "stage": ["1"]}, root=".")
+    b = Manifest.from_columns({"path": ["b"], "stage": ["late"]}, root=".")
+    with pytest.raises(SpcxrError, match="'stage' is a label in one source and text in another"):
+        concatenate([a, b])
+
+
+def test_select_write_read_round_trip(tmp_path):
+    columns = {"path": ["a", "b", "c"], "covid": ["1", "", "-1"], "extra": ["x", "y", "z"]}
+    manifest = Manifest.from_columns(columns, root=tmp_path).select([2, 0])
+    manifest.write(tmp_path / "m.parquet")
+    again = Manifest.read_stored(tmp_path / "m.parquet")
+    assert again.labels == ("covid",)
+    assert again.column("extra") == ["z", "x"]
+    np.testing.assert_array_equal(again.label_matrix(["covid"]), [[-1], [1]])
+    with pytest.raises(SpcxrError, match="no label 'flu'; the manifest's labels: covid"):
+        again.label_matrix(["flu"])
+
+
+def test_the_real_manifests(shared_data):
+    """Row counts, labels and splits of the project's own tables, against the csv module."""
+    labels = {
+        "cls": {"covid", "normal", "pneumonia"},
+        "seg": {"ARDS", "covid", "normal", "pneumonia", "tuberculosis"},
+        "ped": {"normal", "pneumonia"},
+        "drift": {"covid", "normal", "pneumonia"},
+        "unlabeled": {"covid", "normal", "pneumonia"},
+    }
+    for name, expected in labels.items():
+        file = shared_data / f"{name}_manifest.csv"
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+        manifest = Manifest.read(file)
+        assert len(manifest) == len(rows), name
+        assert expected <= set(manifest.labels), name
+        covid = [float(r["label"] == "covid") if r["label"] else np.nan for r in rows]
+        if "covid" in expected:
+            np.testing.assert_array_equal(manifest.label_matrix(["covid"])[:, 0], covid)
+    multi = Manifest.read(shared_data / "multilabel_manifest.csv")
+    assert {"Hernia", "google2019_Fracture"} <= set(multi.labels)
+    assert np.isnan(multi.label_matrix(["google2019_Fracture"])).mean() > 0.5
