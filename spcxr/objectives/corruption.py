@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -275,15 +276,14 @@ def shuffle_source(blocks: Tensor, places: Tensor, size: tuple[int, int]) -> Ten
     # One row down and 0 .. down - 1 more, around: any row of corners but the rectangle's own.
     from_top = (top + 1 + (places[..., 0] * down).long()) % (down + 1)
     from_left = (places[..., 1] * (right + 1)).long().clamp(max=width - 1)
-    shift = (from_top - top) * width + (from_left - left)
-    y, x = torch.arange(height)[:, None], torch.arange(width)
-    jump = torch.zeros(len(blocks), height, width, dtype=torch.int64)
-    used = int((tall > 0).sum(1).max()) if len(blocks) else 0
-    for k in range(used):  # over rectangles, not images: later ones cover earlier ones
-        t, l, h, w = (v[:, k, None, None] for v in (top, left, tall, wide))
-        inside = (y >= t) & (y < t + h) & (x >= l) & (x < l + w)
-        jump = torch.where(inside, shift[:, k, None, None], jump)
-    return y * width + x + jump
+    own = np.arange(height * width).reshape(height, width)
+    source = np.repeat(own[None], len(blocks), 0)
+    images, numbers = (tall > 0).nonzero(as_tuple=True)
+    table = torch.stack([top, left, tall, wide, from_top, from_left], -1)[images, numbers]
+    # Slices in numpy: a rectangle costs its own pixels only, and later ones cover earlier ones.
+    for b, (t, l, h, w, row, column) in zip(images.tolist(), table.tolist(), strict=True):
+        source[b, t : t + h, l : l + w] = own[row : row + h, column : column + w]
+    return torch.from_numpy(source)
 
 
 def corrupt(clean: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,23 @@ def test_segmenter_learns_everywhere(patch_px, sides):
     assert [n for n in silent if "transp" in n or "weight" in n] == []
 
 
+def test_shallow_features_enter_at_high_resolution():
+    """UNETR's wiring: z3 rises most, z9 least, z12 is the bottom (arXiv 2103.10504, figure 2)."""
+    model = Segmenter(
+        tiny((32, 32), 16, depth=12),
+        UNETRDecoder(width=24, patch_px=16, out_channels=1, base_channels=4),
+    )
+    seen = {}
+    for name in ("encoder2", "encoder3", "encoder4", "decoder5"):
+        block = getattr(model.decoder, name)
+        block.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+    images = torch.randn(2, 1, 32, 32)
+    model(images)
+    wanted = model.encoder.get_intermediate_layers(images, [2, 5, 8, 11], reshape=True)
+    for name, feature in zip(("encoder2", "encoder3", "encoder4", "decoder5"), wanted, strict=True):
+        assert torch.equal(seen[name], feature), name
+
+
 def test_segmenter_takes_other_sizes():
     decoder = UNETRDecoder(width=24, patch_px=16, out_channels=3, base_channels=4)
     model = Segmenter(tiny((32, 32), 16), decoder).eval()

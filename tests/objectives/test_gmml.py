@@ -150,6 +150,19 @@ def test_ten_losses_are_the_recorded_ones():
     assert ten_steps() == pytest.approx(golden["losses"], rel=golden["relative_tolerance"])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_on_cuda_equals_the_cpu():
+    ids, law, images = torch.arange(4), Corruption(), torch.randn(4, 1, 32, 48)
+    objective, losses = tiny(), []
+    for device in ("cpu", "cuda"):
+        plan = sample_plan(ids, law, seed=0, epoch=0, shape=(1, 32, 48), patch_px=16, device=device)
+        clean = images.to(device)
+        corrupted, mask = corrupt(clean, plan)
+        losses.append(objective.to(device)(corrupted, clean, mask)["loss"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_it_learns():
     objective = tiny().train()
     batch = a_batch()

@@ -122,3 +122,18 @@ def test_refuses_a_box_that_cannot_be(box):
 def test_refuses_what_does_not_fit(images, boxes, flip, size, message):
     with pytest.raises(SpcxrError, match=message):
         crop_resize(images, boxes, flip, size)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_cuda_equals_the_cpu(dtype):
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (5, 2, 90, 70))).to(dtype)
+    boxes = torch.from_numpy(random_boxes(rng, 5, 90, 70))
+    flip = torch.tensor([True, False, True, False, True])
+    made = crop_resize(images.cuda(), boxes, flip, (48, 64))
+    assert made.is_cuda
+    assert torch.allclose(made.cpu(), crop_resize(images, boxes, flip, (48, 64)), atol=1e-2)
+    whole_images = crop_resize(images.cuda(), whole(5, 90, 70), no_flip(5), (90, 70))
+    assert torch.equal(whole_images.cpu(), images.float())
