@@ -267,7 +267,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         ema: nn.Module | None = None,
     ) -> Path:
-        """Save, let ``last`` point there (and ``best``, if this step's figure is the best), tidy."""
+        """Save; point ``last`` there, and ``best`` if this step's figure is the best; tidy."""
         folder = self.folder / f"step-{position.step:08d}"
         if self.last.exists() and self.last.resolve() == folder.resolve():
             # Replacing the folder that `last` points to would leave a moment without any.

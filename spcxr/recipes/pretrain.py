@@ -1,0 +1,378 @@
+"""Self-supervised pretraining: hide groups of patches, learn to rebuild what they hid.
+
+build -> resume -> for each epoch: learn, validate, show, save -> export. A run is a function of its
+settings and its store: order, crops, masks, noise and drop path follow from (seed, epoch, image id)
+and (seed, step), so a run that was stopped anywhere ends as it would have ended.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spcxr import __version__
+from spcxr.config import to_dict
+from spcxr.data.store import Store
+from spcxr.errors import SpcxrError
+from spcxr.models.vit import build_vit
+from spcxr.models.weights import load_encoder_weights, save_model_folder
+from spcxr.objectives.gmml import GMML
+from spcxr.objectives.table import OBJECTIVES
+from spcxr.recipes import prepare, views
+from spcxr.recipes.pretrain_config import PretrainConfig
+from spcxr.train.batches import Rows, epoch_batches, prefetch, seed_step
+from spcxr.train.checkpoint import Checkpoints, Position
+from spcxr.train.device import autocast, pick_device, pick_precision
+from spcxr.train.guard import note_bad_step, refuse_endless_bad_steps
+from spcxr.train.interrupt import Signals, watch_signals
+from spcxr.train.journal import Journal
+from spcxr.train.optim import Step, build_adamw, set_rates, take_step
+from spcxr.train.run_folder import open_run
+from spcxr.train.samples import save_grid
+from spcxr.train.schedule import cosine
+
+HELD_OUT = ("val", "test", "drift")  # splits whose names begin so are never learned from unasked
+MOST_VALIDATED = 512  # held-out images an epoch's loss is taken over: a figure, not a study
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a step needs, and the schedules."""
+
+    config: PretrainConfig
+    folder: Path
+    store: Store
+    rows: Rows
+    held_out: Rows
+    device: torch.device
+    objective: GMML
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def epoch_steps(self) -> int:
+        """Updates an epoch; an incomplete last one is left out, unless it is the only one."""
+        return max(len(self.rows) // self.config.images_a_step, 1)
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        return self.epoch_steps * self.config.epochs
+
+    @property
+    def epoch_images(self) -> int:
+        """Images an epoch."""
+        return min(self.epoch_steps * self.config.images_a_step, len(self.rows))
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the step after ``step`` steps."""
+        c = self.config
+        peak, warmup = c.base_lr * c.images_a_step / 256, round(c.warmup * self.epoch_steps)
+        return cosine(step, self.total_steps, start=peak, end=c.min_lr, warmup=warmup)
+
+    def weight_decay(self, step: int) -> float:
+        """Weight decay of the same step."""
+        c = self.config
+        return cosine(step, self.total_steps, start=c.weight_decay, end=c.weight_decay_end)
+
+
+def run(config: PretrainConfig) -> Path:
+    """Pretrain, and return the run folder, whose ``model/`` holds the encoder.
+
+    Raises
+    ------
+    SpcxrError
+        data or folder that cannot be used, or losses that stay not finite.
+    Interrupted
+        Ctrl-C or SIGTERM: saved; the message says how to go on.
+    """
+    settings = to_dict(config)
+    with open_run(config.out, settings, recipe="pretrain", resume=config.resume) as folder:
+        store = open_data(config, folder)
+        training = build(config, folder, store)
+        checkpoints = Checkpoints(folder)
+        position = go_on(training, checkpoints)
+        books = Journal(
+            folder,
+            step=position.step,
+            images_done=round(position.step / training.epoch_steps * training.epoch_images),
+            images_total=config.epochs * training.epoch_images,
+        )
+        with books as journal, watch_signals() as signals:
+            introduce(training, position, journal)
+            precision = pick_precision(config.precision, training.device)
+            learn(Loop(training, precision, checkpoints, journal, signals), position)
+            export(training)
+            journal.say(f"the encoder is in {folder / 'model'}")
+    return folder
+
+
+# --- build ----------------------------------------------------------------------------------
+
+
+def open_data(config: PretrainConfig, folder: Path) -> Store:
+    """The store that ``data`` is, or one made of it in the run folder."""
+    if (Path(config.data) / "store.json").is_file():
+        return Store.open(config.data)
+    made = folder / "store"
+    if not (made / "store.json").is_file():
+        # A margin over the input, so that crops are seldom magnified: 256 for 224.
+        size_px = round(config.image_px * 8 / 7)
+        prepare.run(prepare.PrepareConfig(sources=(config.data,), out=str(made), size_px=size_px))
+    return Store.open(made)
+
+
+def choose_rows(config: PretrainConfig, store: Store) -> tuple[Rows, Rows]:
+    """Rows to learn from, and rows of val* to watch the loss on (at most `MOST_VALIDATED`)."""
+    found = store.manifest.splits
+    wanted = config.splits or tuple(s for s in found if not s.startswith(HELD_OUT))
+    if missing := [s for s in wanted if s not in found]:
+        raise SpcxrError(f"{store.path}: no split {missing[0]!r}; it has: {', '.join(found)}")
+    rows = store.manifest.rows(wanted)
+    if len(rows) == 0:
+        raise SpcxrError(
+            f"{store.path}: no rows to learn from outside {', '.join(found) or 'any split'}; "
+            "name the --splits to use"
+        )
+    watched = tuple(s for s in found if s.startswith("val") and s not in wanted)
+    held_out = store.manifest.rows(watched)
+    if len(held_out) > MOST_VALIDATED:
+        held_out = held_out[np.linspace(0, len(held_out) - 1, MOST_VALIDATED).astype(np.int64)]
+    return rows, held_out
+
+
+def build(config: PretrainConfig, folder: Path, store: Store) -> Training:
+    """Encoder, objective and optimiser on their device, from the seed or from ``init``."""
+    rows, held_out = choose_rows(config, store)
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    encoder = build_vit(
+        config.model,
+        image_px=config.image_px,
+        patch_px=config.patch_px,
+        drop_path=config.drop_path,
+    )
+    if config.init:
+        load_encoder_weights(encoder, config.init)
+    objective = OBJECTIVES[config.objective](encoder).to(device)
+    optimizer = build_adamw(objective)
+    return Training(config, folder, store, rows, held_out, device, objective, optimizer)
+
+
+def go_on(training: Training, checkpoints: Checkpoints) -> Position:
+    """The position to start from: the last checkpoint's, or the beginning."""
+    data = str(training.store.facts["content_hash"])
+    position = checkpoints.load(model=training.objective, optimizer=training.optimizer)
+    if position is None:
+        return Position(data=data)
+    if position.data != data:
+        raise SpcxrError(
+            f"{training.store.path}: not the images that {training.folder} began with (their "
+            "content differs); restore them, or choose another --out"
+        )
+    return position
+
+
+# --- learn ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A training under way: what is trained, how precisely, and who writes it down."""
+
+    training: Training
+    precision: str
+    checkpoints: Checkpoints
+    journal: Journal
+    signals: Signals
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint."""
+        objective, optimizer = self.training.objective, self.training.optimizer
+        self.checkpoints.save(position, model=objective, optimizer=optimizer)
+
+
+def learn(loop: Loop, position: Position) -> None:
+    """All epochs that are left: learn, validate, show, save."""
+    training, config = loop.training, loop.training.config
+    while position.step < training.total_steps:
+        position = learn_epoch(loop, position)
+        epoch, inside = divmod(position.step, training.epoch_steps)
+        last = position.step == training.total_steps
+        if not inside:
+            position = validate(loop, position)
+            if config.sample_every and (epoch % config.sample_every == 0 or last):
+                picture(loop, epoch)
+        if inside or last or loop.signals.came or epoch % config.save_every_epochs == 0:
+            loop.save(position)
+        if loop.signals.came and not last:
+            where = f"step {position.step} of {training.total_steps}"
+            loop.signals.raise_interrupted(training.folder, "pretrain", where)
+
+
+def learn_epoch(loop: Loop, position: Position) -> Position:
+    """The steps that are left of this epoch; fewer when a signal comes."""
+    training, config, step = loop.training, loop.training.config, position.step
+    epoch, done = divmod(step, training.epoch_steps)
+    batches = epoch_batches(training.rows, config.images_a_step, seed=config.seed, epoch=epoch)
+
+    def fetch(rows: Rows) -> list[views.Batch]:
+        parts = [rows[i : i + config.batch_size] for i in range(0, len(rows), config.batch_size)]
+        return [views.draw(training.store, part, config.law, epoch) for part in parts]
+
+    training.objective.train()
+    saved_at = clock = time.perf_counter()
+    for rows, parts in prefetch(fetch, batches[done:], threads=fetchers(training.device)):
+        fetched = time.perf_counter()
+        outcome, losses = learn_step(loop, parts, step)
+        step += 1
+        bad_in_a_row = 0 if outcome.taken else position.bad_in_a_row + 1
+        position = replace(position, step=step, bad_in_a_row=bad_in_a_row)
+        now = time.perf_counter()
+        figures = {
+            **losses,
+            "grad_norm": outcome.grad_norm,
+            "lr": training.lr(step - 1),
+            "weight_decay": training.weight_decay(step - 1),
+            "epoch": epoch,
+            "data_s": fetched - clock,
+            "step_s": now - fetched,
+            "images_s": len(rows) / (now - clock),
+        }
+        loop.journal.record("train", step, figures)
+        loop.journal.advance(len(rows), {"loss": outcome.loss, "epoch": epoch + 1})
+        clock = now
+        if not outcome.taken:
+            note_bad_step(training.folder, step, epoch, rows, outcome)
+            refuse_endless_bad_steps(training.folder, step, bad_in_a_row)
+        # The last step's checkpoint waits for its validation.
+        if step % training.epoch_steps:
+            if loop.signals.came:
+                break
+            if now - saved_at > config.save_every_s:
+                loop.save(position)
+                saved_at = time.perf_counter()
+    return position
+
+
+def fetchers(device: torch.device) -> int:
+    """Threads that read and draw ahead: one beside a CPU that trains, several beside a GPU."""
+    return 1 if device.type == "cpu" else min(8, len(os.sched_getaffinity(0)))
+
+
+def learn_step(loop: Loop, parts: list[views.Batch], step: int) -> tuple[Step, dict[str, float]]:
+    """One update from the batches of a step; the mean of each loss over its images."""
+    training, config = loop.training, loop.training.config
+    seed_step(config.seed, step)
+    total = sum(len(part.pixels) for part in parts)
+    losses: dict[str, Tensor] = {}
+    for part in parts:
+        clean, corrupted, mask = views.show(part, training.store, config.image_px, training.device)
+        with autocast(training.device, loop.precision):
+            found = training.objective(corrupted, clean, mask)
+        share = len(part.pixels) / total
+        (found["loss"] * share).backward()
+        for name, value in found.items():
+            losses[name] = losses.get(name, 0.0) + value.detach() * share
+    rates = {"lr": training.lr(step), "weight_decay": training.weight_decay(step)}
+    set_rates(training.optimizer, lr=rates["lr"], weight_decay=rates["weight_decay"])
+    outcome = take_step(training.optimizer, losses["loss"], clip=config.clip)
+    return outcome, {name: float(value) for name, value in losses.items()}
+
+
+@torch.no_grad()
+def validate(loop: Loop, position: Position) -> Position:
+    """The loss on held-out images, whole and corrupted alike each time; the best is remembered."""
+    training, size = loop.training, loop.training.config.batch_size
+    if len(training.held_out) == 0:
+        return position
+    training.objective.eval()
+    total, hidden = 0.0, 0
+    for i in range(0, len(training.held_out), size):
+        rows = training.held_out[i : i + size]
+        batch = views.draw(training.store, rows, training.config.law, epoch=None)
+        clean, corrupted, mask = views.show(
+            batch, training.store, training.config.image_px, training.device
+        )
+        with autocast(training.device, loop.precision):
+            loss = training.objective(corrupted, clean, mask)["loss"]
+        # The loss is a mean over hidden pixels, so batches count by theirs.
+        total, hidden = total + float(loss) * int(mask.sum()), hidden + int(mask.sum())
+    loss_value = total / max(hidden, 1)
+    epoch = position.step // training.epoch_steps
+    loop.journal.record("val", position.step, {"loss": loss_value, "epoch": epoch - 1})
+    loop.journal.say(f"epoch {epoch} of {training.config.epochs}: held-out loss {loss_value:.4f}")
+    if position.best is None or loss_value < position.best:
+        return replace(position, best=loss_value, best_step=position.step)
+    return position
+
+
+@torch.no_grad()
+def picture(loop: Loop, epoch: int) -> None:
+    """Some images into ``samples/epoch-*.png``: original, corrupted, reconstruction, mask.
+
+    The reconstruction keeps the pixels that were not hidden.
+    """
+    training, store = loop.training, loop.training.store
+    rows = (training.held_out if len(training.held_out) else training.rows)[:SHOWN]
+    batch = views.draw(store, rows, training.config.law, epoch=None)
+    clean, corrupted, mask = views.show(batch, store, training.config.image_px, training.device)
+    training.objective.eval()
+    with autocast(training.device, loop.precision):
+        rebuilt = training.objective.reconstruct(corrupted).float()
+    columns = {
+        "original": clean,
+        "corrupted": corrupted,
+        "reconstruction": torch.where(mask[:, None], rebuilt, clean),
+    }
+    shown = {k: (v[:, 0] * store.std + store.mean).cpu().numpy() for k, v in columns.items()}
+    file = training.folder / "samples" / f"epoch-{epoch:04d}.png"
+    save_grid(file, {**shown, "mask": mask.float().cpu().numpy()})
+
+
+# --- words and the end ----------------------------------------------------------------------
+
+
+def introduce(training: Training, position: Position, journal: Journal) -> None:
+    """Say what is about to be done."""
+    config, size = training.config, training.store.preprocess.size_px
+    journal.say(
+        f"spcxr {__version__}: {config.objective} with {config.model}/{config.patch_px} at "
+        f"{config.image_px} px on {training.device}; {len(training.rows)} images, "
+        f"{len(training.held_out)} held out, {training.total_steps} steps"
+    )
+    if size < config.image_px:
+        journal.say(f"the store's images of {size} px are magnified to {config.image_px} px")
+    if position.step:
+        journal.say(f"going on after step {position.step} of {training.total_steps}")
+
+
+def export(training: Training) -> None:
+    """The encoder as a model folder, with its preprocessing and how it came to be."""
+    config, store = training.config, training.store
+    save_model_folder(
+        training.folder / "model",
+        training.objective.encoder,
+        preprocess=store.preprocess.to_dict(),
+        mean=store.mean,
+        std=store.std,
+        task=None,
+        head=None,
+        provenance={
+            "recipe": "pretrain",
+            "objective": config.objective,
+            "epochs": config.epochs,
+            "steps": training.total_steps,
+            "images": len(training.rows),
+            "seed": config.seed,
+            "init": config.init,
+            "data": store.facts["content_hash"],
+            "spcxr_version": __version__,
+        },
+    )
