@@ -56,8 +56,11 @@ def assemble(
             number += 1
     write_rejections(writer.work / "rejected.csv", rejected)
     if not kept:
+        for piece in pieces:  # nothing worth keeping: the next run tries every file anew
+            piece.file.unlink()
         raise NothingDone(
-            f"all {len(rejected)} files were rejected, {rejected[0][0]} because: {rejected[0][1]}"
+            f"all {len(rejected)} files were rejected, {rejected[0][0]} because: {rejected[0][1]}; "
+            f"see {writer.work / 'rejected.csv'}"
         )
     return _filled(manifest.select(kept), facts), rejected
 

@@ -138,8 +138,8 @@ def prepare_one(
         prepared = preprocess(study)
         mask = _merged_mask(task, masks, study.pixels.shape) if masks else None
         square = None if mask is None else preprocess.mask(mask)
-    except Rejected:
-        raise
+    except (Rejected, ImportError):
+        raise  # a decoder's package that is broken is no fault of the file
     except Exception as error:  # a decoder's own error type: any library may raise any
         kind = type(error).__name__  # its text may quote the header: patient data
         raise Rejected(task.path, f"reading it failed unexpectedly ({kind})") from error
