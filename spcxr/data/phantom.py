@@ -1,0 +1,113 @@
+"""Drawn chest radiographs as DICOM files: phantoms that look like chests and belong to nobody.
+
+Everything from reading a file to a report can be shown and tested on them. They are drawings: no
+number measured on them says anything about patients.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from spcxr.data.phantom_detector import SITES
+from spcxr.data.phantom_dicom import NOTICE, SYNTAXES, save, to_dataset
+from spcxr.data.phantom_disease import LABELS
+from spcxr.data.phantom_draw import Phantom, check_choice, draw, patient_of
+from spcxr.errors import SpcxrError
+
+__all__ = ["LABELS", "NOTICE", "SITES", "Phantom", "draw", "patient_of", "plan", "write"]
+
+COLUMNS = ("path", "patient_id", "split", "view", "site", "age", "sex", "mask_path", "label")
+SPLITS = {"train": 0.6, "val": 0.15, "test": 0.25}
+README = """{notice}
+
+The files here are phantoms: chests drawn by spcxr.data.phantom (seed {seed}, {count} images, {size}
+pixels across). No patient, no hospital, no diagnosis stands behind them. They exist to show and
+test software. Nothing measured on them says anything about people.
+
+dicom/        one DICOM file an image: site-a DX, MONOCHROME2; site-b CR, MONOCHROME1
+masks/        the lungs without heart and mediastinum: PNG, 0 and 255, the image's own size
+manifest.csv  {columns}
+"""
+
+
+def write(
+    folder: str | Path,
+    *,
+    count: int = 240,
+    seed: int = 0,
+    size_px: int = 512,
+    drift_ratio: float = 0.25,
+    child_ratio: float = 0.25,
+    compression: str = "none",
+) -> Path:
+    """Write ``count`` phantoms below a folder that is new or empty; return its ``manifest.csv``.
+
+    ``dicom/phantom-00000.dcm ...``, ``masks/phantom-00000.png ...``, ``manifest.csv`` (columns
+    ``path, patient_id, split, view, site, age, sex, mask_path, label``) and ``README.txt``. Labels
+    come in equal shares. About ``drift_ratio`` of the patients come from site-b and stand in split
+    ``drift``; those of site-a are split by patient into ``train``, ``val`` and ``test`` (60, 15, 25
+    %). About ``child_ratio`` are children. ``compression``: ``none``, ``deflated``, ``rle`` or
+    ``jpeg2000``. ``manifest.csv`` is written last, so a folder with one is whole.
+
+    Raises
+    ------
+    SpcxrError
+        A folder that holds something, or an argument out of range.
+    """
+    check_choice("compression", compression, tuple(SYNTAXES))
+    if count < 1:
+        raise SpcxrError(f"count {count}: ask for 1 phantom or more")
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise SpcxrError(f"{folder}: not empty; choose a new folder for the phantoms")
+    for room in ("dicom", "masks"):
+        (folder / room).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(count):
+        site, split, label, child = plan(index, drift_ratio, child_ratio)
+        phantom = draw(index, seed=seed, site=site, label=label, child=child, size_px=size_px)
+        path, mask = f"dicom/phantom-{index:05d}.dcm", f"masks/phantom-{index:05d}.png"
+        save(to_dataset(phantom, str(index)), folder / path, compression)
+        Image.fromarray(phantom.lung_mask.astype(np.uint8) * 255).save(folder / mask)
+        person = (phantom.view, site, f"{phantom.age:.0f}", phantom.sex)
+        rows.append((path, phantom.patient_id, split, *person, mask, label))
+    facts = {"seed": seed, "count": count, "size": size_px, "columns": ", ".join(COLUMNS)}
+    (folder / "README.txt").write_text(README.format(notice=NOTICE, **facts))
+    manifest = folder / "manifest.csv"
+    with open(manifest, "w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    return manifest
+
+
+def plan(
+    index: int, drift_ratio: float = 0.25, child_ratio: float = 0.25
+) -> tuple[str, str, str, bool]:
+    """(site, split, label, child) of image ``index`` of a written series, by its patient's number.
+
+    Three patients in a row, one of each label, share site, split and age group, so that no label
+    can be told from those. Shares are met by low-discrepancy sequences, in small series as well.
+
+    Raises
+    ------
+    SpcxrError
+        A ratio outside [0, 1].
+
+    >>> [plan(index)[2] for index in range(4)]
+    ['normal', 'pneumonia', 'covid', 'covid']
+    >>> plan(0)
+    ('site-a', 'train', 'normal', False)
+    """
+    for name, ratio in (("drift_ratio", drift_ratio), ("child_ratio", child_ratio)):
+        if not 0 <= ratio <= 1:
+            raise SpcxrError(f"{name} {ratio}: choose a share from 0 to 1")
+    group, place = divmod(patient_of(index)[0], len(LABELS))
+    # The R-sequence in two dimensions (Roberts 2018); it starts with a train patient, an adult.
+    share, youth = (0.1 + group * 0.7548776662) % 1, (0.9 + group * 0.5698402910) % 1
+    label = LABELS[(place + group) % len(LABELS)]
+    bounds = np.cumsum([ratio * (1 - drift_ratio) for ratio in SPLITS.values()])
+    split = (*SPLITS, "drift")[int(np.searchsorted(bounds, share, side="right"))]
+    return "site-b" if split == "drift" else "site-a", split, label, youth < child_ratio
