@@ -1,0 +1,381 @@
+"""Fine-tune an encoder for labels: several findings at once, or one class of many.
+
+open the images -> settle labels and rows -> build -> fit -> export the best epoch -> test it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from spcxr.config import setting
+from spcxr.data.store import Store
+from spcxr.errors import SpcxrError
+from spcxr.evaluate.metrics import auroc, by_class
+from spcxr.evaluate.report import write_json
+from spcxr.evaluate.summary import summarise_classes
+from spcxr.infer.predict import predict_classes, probabilities
+from spcxr.models.heads import ClassificationHead, Classifier
+from spcxr.recipes.finetune import FinetuneConfig, Start, begin, opened, rows_of, take_fraction
+from spcxr.recipes.fitting import Course, export, fit, write_predictions
+from spcxr.train.augment import Warps
+from spcxr.train.checkpoint import Position
+from spcxr.train.device import pick_device, pick_precision
+from spcxr.train.optim import build_adamw
+
+Matrix = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(FinetuneConfig):
+    """Settings of `classify`: those of `FinetuneConfig`, and what the labels mean."""
+
+    labels: tuple[str, ...] = setting((), "label columns a,b,...; all if not given")
+    task: str = setting(
+        "auto",
+        "one class of many, or labels that may come together",
+        choices=("auto", "multiclass", "multilabel"),
+    )
+    uncertain: str = setting(
+        "ignore", "what a label of -1 counts as", choices=("ignore", "ones", "zeros")
+    )
+    class_weights: str = setting("none", "auto: rare labels count more", choices=("none", "auto"))
+
+
+def run(config: ClassifyConfig) -> Path:
+    """Fine-tune, and return the run folder: ``model/``, ``metrics.json``, ``predictions.csv``.
+
+    Raises
+    ------
+    SpcxrError
+        data, labels, splits or an init that cannot be used; the message names the remedy.
+    Interrupted
+        Ctrl-C or SIGTERM: saved; the message says how to go on.
+    """
+    with opened(config, "classify") as folder:
+        start = begin(config, folder)
+        cohort = choose_cohort(config, start.store)
+        course, task = build(config, folder, start, cohort)
+        position = fit(course, task)
+        block = {
+            "kind": "classify",
+            "labels": list(cohort.targets.names),
+            "multilabel": cohort.targets.multilabel,
+        }
+        export(course, position, block, course.model.get_submodule("head"), task.score)
+        report(course, task, position)
+    return folder
+
+
+# --- what is to be learned ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Label names, the kind of task, and ``values (n, K)`` float32: 1, 0, NaN = unknown."""
+
+    names: tuple[str, ...]
+    multilabel: bool
+    values: Matrix
+
+    def labelled(self, rows: Rows) -> Rows:
+        """Those of ``rows`` with any known label."""
+        return rows[~np.isnan(self.values[rows]).all(1)]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The targets, and the labelled rows to learn from, to choose by and to test on."""
+
+    targets: Targets
+    train: Rows
+    val: Rows
+    test: Rows
+
+
+def settle_uncertain(matrix: Matrix, policy: str) -> Matrix:
+    """Labels 1 / 0 / -1 / NaN -> 1 / 0 / NaN: -1 (uncertain) becomes unknown, 1 or 0.
+
+    The policies U-Ignore, U-Ones and U-Zeros of CheXpert (arXiv 1901.07031).
+
+    >>> settle_uncertain(np.array([[1, -1, np.nan]], np.float32), "ones").tolist()
+    [[1.0, 1.0, nan]]
+    """
+    value = {"ignore": np.nan, "ones": 1.0, "zeros": 0.0}[policy]
+    return np.where(matrix == -1, value, matrix).astype(np.float32)
+
+
+def is_one_of_many(values: Matrix) -> bool:
+    """Whether each labelled row is fully known and has exactly one 1 among two labels or more.
+
+    >>> is_one_of_many(np.array([[1, 0], [0, 1], [np.nan, np.nan]], np.float32))
+    True
+    """
+    labelled = values[~np.isnan(values).all(1)]
+    one_each = bool((~np.isnan(labelled)).all()) and bool((labelled.sum(1) == 1).all())
+    return values.shape[1] > 1 and one_each
+
+
+def refuse_unlearnable(targets: Targets, rows: Rows, where: str) -> None:
+    """Refuse labels that no training row tells apart, naming the ones that can be learned.
+
+    Raises
+    ------
+    SpcxrError
+        labels without a known value, or with one value only, among ``rows``.
+    """
+    values = targets.values[rows]
+    blank = [n for n, v in zip(targets.names, values.T, strict=True) if np.isnan(v).all()]
+    constant = [
+        n
+        for n, v in zip(targets.names, values.T, strict=True)
+        if n not in blank and len(np.unique(v[~np.isnan(v)])) == 1
+    ]
+    good = [n for n in targets.names if n not in blank and n not in constant]
+    if len(good) == len(targets.names):
+        return
+    faults = [f"{', '.join(blank)} blank in all rows"] if blank else []
+    faults += [f"{', '.join(constant)} the same in all known rows"] if constant else []
+    remedy = f"choose --labels {','.join(good)}" if good else "label more rows"
+    raise SpcxrError(
+        f"{where}: {len(rows)} training rows with {'; '.join(faults)}; {remedy}, "
+        "or widen --train-splits"
+    )
+
+
+def choose_cohort(config: ClassifyConfig, store: Store) -> Cohort:
+    """Settle labels, kind of task and rows.
+
+    Raises
+    ------
+    SpcxrError
+        no labels, an empty split, labels that cannot be learned or judged, or a task asked for
+        that the labels do not fit.
+    """
+    names = config.labels or store.manifest.labels
+    if not names:
+        raise SpcxrError(
+            f"{store.path}: no label columns; add one (1, 0, -1 or blank) to the manifest and "
+            "prepare it again"
+        )
+    values = settle_uncertain(store.manifest.label_matrix(names), config.uncertain)
+    whole = Targets(tuple(names), False, values)
+    train, val, test = (
+        _labelled_rows(whole, store, splits, flag)
+        for splits, flag in (
+            (config.train_splits, "--train-splits"),
+            (config.val_splits, "--val-splits"),
+            (config.test_splits, "--test-splits"),
+        )
+    )
+    used = values[np.concatenate([train, val, test])]
+    targets = Targets(tuple(names), _is_multilabel(config.task, used, store), values)
+    train = train[_fraction(config, store, targets, train)]
+    refuse_unlearnable(targets, train, str(store.path))
+    if np.isnan(macro_auroc(values[val], np.zeros_like(values[val]))):
+        raise SpcxrError(
+            f"{store.path}: no label takes both values in the validation rows, so no epoch can be "
+            "chosen by them; widen --val-splits"
+        )
+    return Cohort(targets, train, val, test)
+
+
+def _labelled_rows(whole: Targets, store: Store, splits: tuple[str, ...], flag: str) -> Rows:
+    rows = whole.labelled(rows_of(store, splits, flag))
+    if splits and len(rows) == 0:
+        raise SpcxrError(
+            f"{store.path}: {', '.join(whole.names)} blank in all rows of {', '.join(splits)}; "
+            f"choose other --labels or {flag}"
+        )
+    return rows
+
+
+def _is_multilabel(task: str, used: Matrix, store: Store) -> bool:
+    """What ``--task`` says, checked; ``auto`` looks at the labels."""
+    one_each = is_one_of_many(used)
+    if task == "multiclass" and not one_each:
+        raise SpcxrError(
+            f"{store.path}: not every labelled row has exactly one class out of two or more; "
+            "choose --task multilabel, or other --labels"
+        )
+    return task == "multilabel" or not one_each
+
+
+def _fraction(
+    config: ClassifyConfig, store: Store, targets: Targets, rows: Rows
+) -> NDArray[np.bool_]:
+    """Which of ``rows`` ``--label-fraction`` keeps; of one class of many, some of each class."""
+    classes = targets.values[rows].argmax(1)
+    strata = np.zeros_like(classes) if targets.multilabel else classes
+    patients = store.manifest.patients[rows]
+    return take_fraction(patients, strata, config.label_fraction, config.seed)
+
+
+# --- losses ---------------------------------------------------------------------------------
+
+
+def class_weights(values: Matrix, *, multilabel: bool) -> Matrix:
+    """Weights that make rare labels count as much as common ones, ``(K,)`` float32.
+
+    Multi-class: ``n / (K * n_c)``, scikit-learn's "balanced". Multi-label: negatives over
+    positives, the weight of a positive in `masked_bce`.
+
+    >>> class_weights(np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32), multilabel=False)
+    array([0.6666667, 2.       ], dtype=float32)
+    """
+    positive = (values == 1).sum(0)
+    if multilabel:
+        return ((values == 0).sum(0) / positive).astype(np.float32)
+    return (positive.sum() / (values.shape[1] * positive)).astype(np.float32)
+
+
+def masked_bce(logits: Tensor, values: Tensor, positive_weight: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy over the known labels: logits and values ``[B, K]``, NaN = unknown.
+
+    The mean over known entries of the batch; an unknown one adds neither loss nor gradient.
+
+    >>> float(masked_bce(torch.zeros(1, 2), torch.tensor([[1.0, float("nan")]])))
+    0.6931471824645996
+    """
+    known = ~torch.isnan(values)
+    loss = F.binary_cross_entropy_with_logits(
+        logits, values.nan_to_num(0.0), pos_weight=positive_weight, reduction="none"
+    )
+    return (loss * known).sum() / known.sum().clamp(min=1)
+
+
+def one_of_many(logits: Tensor, values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy of logits ``[B, K]`` against one-hot ``values [B, K]``, classes weighted.
+
+    >>> round(float(one_of_many(torch.zeros(1, 4), torch.eye(4)[:1])), 4)
+    1.3863
+    """
+    return F.cross_entropy(logits, values.argmax(1), weight=weight)
+
+
+# --- the run --------------------------------------------------------------------------------
+
+
+def build(
+    config: ClassifyConfig, folder: Path, start: Start, cohort: Cohort
+) -> tuple[Course, Classification]:
+    """Head, optimiser and task on their device."""
+    device = pick_device(config.device)
+    targets = cohort.targets
+    head = ClassificationHead(width=start.encoder.width, classes=len(targets.names))
+    model = Classifier(start.encoder, head).to(device)
+    start.encoder.requires_grad_(not config.freeze)
+    course = Course(
+        config=config,
+        recipe="classify",
+        folder=folder,
+        start=start,
+        rows=cohort.train,
+        model=model,
+        optimizer=build_adamw(model, layer_decay=config.decay_per_layer),
+        device=device,
+        precision=pick_precision(config.precision, device),
+    )
+    weight = None
+    if config.class_weights == "auto":
+        known = targets.values[cohort.train]
+        weight = torch.from_numpy(class_weights(known, multilabel=targets.multilabel)).to(device)
+    return course, Classification(course, cohort, weight)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The `Task` of the loop: what is lost on a batch, and how well the validation rows go."""
+
+    course: Course
+    cohort: Cohort
+    weight: Tensor | None
+    score: str = "macro_auroc"
+
+    def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
+        """Labels stay what they are, however the image is warped."""
+        return self.between(model(images), rows)
+
+    def between(self, logits: Tensor, rows: Rows) -> Tensor:
+        """Loss of logits ``[B, K]`` against the labels of ``rows``."""
+        targets = self.cohort.targets
+        values = torch.from_numpy(targets.values[rows]).to(logits.device)
+        compare = masked_bce if targets.multilabel else one_of_many
+        return compare(logits.float(), values, self.weight)
+
+    def predict(self, model: nn.Module, rows: Rows) -> Matrix:
+        """Logits ``(n, K)`` of ``rows``, unchanged images."""
+        course = self.course
+        return predict_classes(
+            model,
+            course.start.store,
+            rows,
+            course.start.normalisation,
+            batch_size=course.config.batch_size,
+            device=course.device,
+            precision=course.precision,
+        )
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Loss and macro AUROC; accuracy where one class of many is asked for."""
+        rows, targets = self.cohort.val, self.cohort.targets
+        logits, values = self.predict(model, rows), targets.values[rows]
+        loss = self.between(torch.from_numpy(logits).to(self.course.device), rows)
+        figures = {"loss": float(loss), "macro_auroc": macro_auroc(values, logits)}
+        if not targets.multilabel:
+            scores = probabilities(logits, multilabel=False)
+            figures["macro_auroc"] = macro_auroc(values, scores)
+            figures["accuracy"] = float((logits.argmax(1) == values.argmax(1)).mean())
+        return figures
+
+
+def macro_auroc(values: Matrix, scores: NDArray[Any]) -> float:
+    """Mean AUROC over the labels that take both values; NaN where none does.
+
+    >>> macro_auroc(np.array([[0, 1], [1, 1]], np.float32), np.array([[0.1, 0.5], [0.9, 0.5]]))
+    1.0
+    """
+    found = by_class(auroc, values, scores)
+    return float(found[~np.isnan(found)].mean()) if (~np.isnan(found)).any() else float("nan")
+
+
+def report(course: Course, task: Classification, position: Position) -> None:
+    """Predict validation and test rows with the best epoch's weights; write what came of it."""
+    cohort, store = task.cohort, course.start.store
+    targets = cohort.targets
+    rows = np.concatenate([cohort.val, cohort.test])
+    scores = probabilities(task.predict(course.model, rows), multilabel=targets.multilabel)
+    columns: dict[str, NDArray[Any]] = {}
+    for name, truth, score in zip(targets.names, targets.values[rows].T, scores.T, strict=True):
+        columns |= {name: truth, f"p_{name}": score}
+    write_predictions(course.folder / "predictions.csv", store, rows, columns)
+    summaries = {
+        split: summarise_classes(
+            targets.values[rows[part]],
+            scores[part],
+            store.manifest.patients[rows[part]],
+            targets.names,
+            multilabel=targets.multilabel,
+            seed=course.config.seed,
+        )
+        for split, part in (
+            ("validation", slice(0, len(cohort.val))),
+            ("test", slice(len(cohort.val), None)),
+        )
+        if len(rows[part])
+    }
+    facts = {
+        "recipe": "classify",
+        "rows": {"train": len(course.rows), "val": len(cohort.val), "test": len(cohort.test)},
+        "epoch": (position.best_step or 0) // course.steps_per_epoch,
+        **summaries,
+    }
+    write_json(course.folder / "metrics.json", facts)

@@ -1,0 +1,317 @@
+"""What `classify` and `segment` share before training: their settings, images, rows and encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spcxr.config import Config, ConfigError, setting, to_dict
+from spcxr.data.store import Store
+from spcxr.errors import SpcxrError
+from spcxr.infer.predict import Normalisation
+from spcxr.models.vit import VIT_SIZES, VisionTransformer, build_vit
+from spcxr.models.weights import load_encoder_weights, load_model_folder
+from spcxr.recipes import prepare
+from spcxr.train.augment import Augmentation
+from spcxr.train.run_folder import open_run
+
+SCRATCH = "scratch"
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Config):
+    """Settings of every downstream task.
+
+    The recipe is medical_mae's (arXiv 2210.12843: AdamW, base lr 2.5e-4, layer decay .55, weight
+    decay .05, min lr 1e-5, warm-up, cosine), with two changes for the few hundred labelled images
+    this is mostly used on: 30 epochs instead of 75 with drop path .1 instead of .2 (strong
+    regularisation leaves short runs underfitted), and the rate is not scaled down below a batch
+    of 256 (Adam's steps do not shrink with the batch, so small batches would hardly move).
+    """
+
+    data: str = setting(help="store, manifest CSV or image folder")
+    init: str = setting(help="run, model folder or .safetensors to start from, or 'scratch'")
+    out: str = setting(help="run folder to write")
+    model: str | None = setting(
+        None, "encoder for scratch or a bare file: vit_small if not given", choices=tuple(VIT_SIZES)
+    )
+    image_px: int | None = setting(
+        None, "side of the input: the init's, for scratch the store's, if not given", low=16
+    )
+    patch_px: int | None = setting(None, "side of a patch: the init's, else 16", low=4)
+    train_splits: tuple[str, ...] = setting(("train",), "splits to learn from")
+    val_splits: tuple[str, ...] = setting(("val",), "splits to choose the best epoch by")
+    test_splits: tuple[str, ...] = setting(("test",), "splits for the final metrics ('' for none)")
+    label_fraction: float = setting(
+        1.0, "share of the training patients to use, nested by seed", low=0.0, high=1.0
+    )
+    epochs: int = setting(30, "passes over the training rows", low=1)
+    batch_size: int = setting(32, "images a step", low=1)
+    base_lr: float | None = setting(
+        None, "peak rate at a batch up to 256: 2.5e-4, with --freeze 2e-3, if not given", low=0.0
+    )
+    min_lr: float = setting(1e-5, "rate at the end", low=0.0)
+    warmup_epochs: float | None = setting(
+        None, "epochs of linear warm-up: a tenth of all if not given", low=0.0
+    )
+    layer_decay: float | None = setting(
+        None,
+        "rate of each block over the next: .55, for scratch 1, if not given",
+        low=0.0,
+        high=1.0,
+    )
+    weight_decay: float = setting(0.05, "AdamW's", low=0.0)
+    clip: float = setting(3.0, "largest gradient norm", low=0.0)
+    drop_path: float = setting(0.1, "stochastic depth of the last block", low=0.0, high=0.9)
+    freeze: bool = setting(False, "keep the encoder as it is and train the head alone")
+    crop_scale: tuple[float, float] = setting((0.7, 1.0), "share of the image's area kept")
+    rotation_deg: float = setting(7.0, "largest rotation", low=0.0, high=180.0)
+    brightness: float = setting(0.1, "largest shift, share of the range", low=0.0, high=1.0)
+    contrast: float = setting(0.1, "largest relative change of contrast", low=0.0, high=1.0)
+    flip_p: float = setting(
+        0.0, "probability of a mirror image (moves the heart)", low=0.0, high=1.0
+    )
+    seed: int = setting(0, "of weights, order and augmentation", low=0)
+    device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    precision: str = setting("auto", "bf16 where it is fast, or", choices=("auto", "bf16", "fp32"))
+    resume: str = setting("auto", "go on with the run in --out", choices=("auto", "never"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_fraction <= 0:
+            raise ConfigError("label_fraction is 0; give a share of the training patients above 0")
+        if self.freeze and self.init == SCRATCH:
+            raise ConfigError("freeze with init scratch trains on random features; give an --init")
+        if not self.train_splits or not self.val_splits:
+            raise ConfigError("train_splits and val_splits must name a split each")
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ConfigError(
+                f"warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs; choose fewer"
+            )
+
+    @property
+    def peak_lr(self) -> float:
+        """The rate after warm-up. A head alone needs larger steps than an encoder bears."""
+        base = self.base_lr if self.base_lr is not None else 2e-3 if self.freeze else 2.5e-4
+        return base * max(self.batch_size, 256) / 256
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up in force."""
+        return self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def decay_per_layer(self) -> float:
+        """Layer decay in force: fresh weights need the same rate everywhere."""
+        if self.layer_decay is not None:
+            return self.layer_decay
+        return 1.0 if self.init == SCRATCH else 0.55
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How far training images are changed."""
+        return Augmentation(
+            crop_scale=self.crop_scale,
+            rotation_deg=self.rotation_deg,
+            brightness=self.brightness,
+            contrast=self.contrast,
+            flip_p=self.flip_p,
+        )
+
+
+def take_fraction(
+    patients: NDArray[np.str_], strata: NDArray[np.int64], fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """Choose a share of the patients, stratum by stratum, at least one of each.
+
+    Smaller shares of one seed are subsets of larger ones. All rows of a patient go together; a
+    patient belongs to the stratum of the first row.
+
+    Parameters
+    ----------
+    patients, strata
+        ``(n,)`` pseudonym and stratum (a class, say) of each row.
+
+    Returns
+    -------
+    ``(n,)`` bool, the rows of the chosen patients.
+
+    >>> who = np.array(["a", "a", "b", "c", "d"])
+    >>> take_fraction(who, np.array([0, 0, 0, 1, 1]), 0.5, seed=1).sum() in (2, 3)
+    True
+    """
+    names, first = np.unique(patients, return_index=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    chosen: list[str] = []
+    for stratum in np.unique(strata[first]):
+        members = order[strata[first][order] == stratum]
+        chosen += names[members[: max(round(fraction * len(members)), 1)]].tolist()
+    return np.isin(patients, chosen)
+
+
+# --- the start ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training begins: the images, the encoder, how pixels are normalised for it.
+
+    ``origin`` is the line that says so in the log.
+    """
+
+    store: Store
+    encoder: VisionTransformer
+    normalisation: Normalisation
+    origin: str
+
+
+@contextmanager
+def opened(config: FinetuneConfig, recipe: str) -> Iterator[Path]:
+    """`open_run`, but what is refused before anything was made does not occupy the folder.
+
+    So a mistyped label or split can be put right and tried again with the same ``--out``.
+    """
+    with open_run(config.out, to_dict(config), recipe=recipe, resume=config.resume) as folder:
+        try:
+            yield folder
+        except SpcxrError:
+            if {p.name for p in folder.iterdir()} <= {"config.yaml", "run.lock"}:
+                (folder / "config.yaml").unlink()
+            raise
+
+
+def begin(config: FinetuneConfig, folder: Path) -> Start:
+    """Open the images (prepare them into ``RUN/store`` if need be) and build the encoder.
+
+    An init brings its size, its patches, its preprocessing and the mean and std its pixels were
+    normalised by; a bare ``.safetensors`` file brings weights only, and ``scratch`` nothing.
+
+    Raises
+    ------
+    SpcxrError
+        an init that is none, that asks for images prepared otherwise, or that is not the model
+        named by ``--model`` or ``--patch-px``.
+    """
+    torch.manual_seed(config.seed)
+    if config.init == SCRATCH or config.init.endswith(".safetensors"):
+        return _begin_plain(config, folder)
+    found = load_model_folder(config.init)
+    given, wanted = found.encoder, found.config["preprocess"]
+    _refuse_other_shape(config, given)
+    image_px = config.image_px or given.image_px
+    store = open_images(config, folder, _side(image_px), wanted)
+    refuse_other_preprocess(store, wanted, config.init)
+    encoder = VisionTransformer(
+        image_px=image_px,
+        patch_px=given.patch_px,
+        width=given.width,
+        depth=given.depth,
+        heads=given.heads,
+        mlp_ratio=given.mlp_ratio,
+        drop_path=_drop_path(config),
+    )
+    report = load_encoder_weights(encoder, config.init)
+    numbers = found.config["pretrained_cfg"]
+    # Three-channel weights become one filter for the grey image: so does their normalisation.
+    normalisation = Normalisation(float(np.mean(numbers["mean"])), float(np.mean(numbers["std"])))
+    return Start(store, encoder, normalisation, f"encoder from {config.init}: {report}")
+
+
+def _begin_plain(config: FinetuneConfig, folder: Path) -> Start:
+    """From fresh weights, or those of a file that says nothing of its images."""
+    store = open_images(config, folder, config.image_px or 224, {})
+    encoder = build_vit(
+        config.model or "vit_small",
+        image_px=config.image_px or store.preprocess.size_px,
+        patch_px=config.patch_px or 16,
+        drop_path=_drop_path(config),
+    )
+    normalisation = Normalisation(store.mean, store.std)
+    if config.init == SCRATCH:
+        return Start(store, encoder, normalisation, "encoder from scratch")
+    report = load_encoder_weights(encoder, config.init)
+    said = f"encoder from {config.init}, normalised by the store's mean and std: {report}"
+    return Start(store, encoder, normalisation, said)
+
+
+def _drop_path(config: FinetuneConfig) -> float:
+    """None for a frozen encoder: it must give the same features in every epoch."""
+    return 0.0 if config.freeze else config.drop_path
+
+
+def _side(image_px: int | tuple[int, int]) -> int:
+    return image_px if isinstance(image_px, int) else max(image_px)
+
+
+def open_images(
+    config: FinetuneConfig, folder: Path, size_px: int, wanted: Mapping[str, Any]
+) -> Store:
+    """The store that ``data`` is, or one made of it as the init's ``preprocess`` says."""
+    if (Path(config.data) / "store.json").is_file():
+        return Store.open(config.data)
+    made = folder / "store"
+    settings = prepare.PrepareConfig(
+        sources=(config.data,),
+        out=str(made),
+        preset=wanted.get("preset", "minmax"),
+        size_px=max(size_px, wanted.get("size_px", 0)),
+        fit=wanted.get("fit", "pad"),
+        dtype=wanted.get("dtype", "uint8"),
+    )
+    return Store.open(prepare.run(settings))
+
+
+def refuse_other_preprocess(store: Store, wanted: Mapping[str, Any], init: str) -> None:
+    """Refuse images whose grey levels or geometry are not those the weights have seen.
+
+    The size may differ (images are resampled for the encoder), and the depth of the pixels.
+    """
+    own = store.preprocess.to_dict()
+    other = [k for k in ("preset", "version", "fit") if own[k] != wanted.get(k)]
+    if other:
+        said = ", ".join(f"{k} {own[k]}, not {wanted.get(k)}" for k in other)
+        raise SpcxrError(
+            f"{store.path}: prepared otherwise than {init} was trained on ({said}); prepare the "
+            f"images with --preset {wanted.get('preset')} --fit {wanted.get('fit')}"
+        )
+
+
+def _refuse_other_shape(config: FinetuneConfig, given: VisionTransformer) -> None:
+    """The flags may repeat what the init is, not contradict it (``image_px`` is resampled)."""
+    if config.patch_px not in (None, given.patch_px):
+        raise SpcxrError(
+            f"{config.init}: has patches of {given.patch_px} px, not {config.patch_px}; "
+            "leave --patch-px out"
+        )
+    if config.model is not None:
+        size = VIT_SIZES[config.model]
+        if (given.width, given.depth, given.heads) != tuple(size):
+            raise SpcxrError(
+                f"{config.init}: is no {config.model} (width {given.width}, depth {given.depth}, "
+                f"heads {given.heads}); leave --model out"
+            )
+
+
+def rows_of(store: Store, splits: tuple[str, ...], flag: str) -> Rows:
+    """Rows of the named splits.
+
+    Raises
+    ------
+    SpcxrError
+        no row in one of them.
+    """
+    found = store.manifest.splits
+    if missing := [s for s in splits if s not in found]:
+        raise SpcxrError(
+            f"{store.path}: no row in split {missing[0]!r}; it has {', '.join(found) or 'none'}: "
+            f"choose with {flag}"
+        )
+    return store.manifest.rows(splits)

@@ -1,0 +1,286 @@
+"""What `classify` and `segment` share from the first step on: the loop, and the exported model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from spcxr.data.store import Store
+from spcxr.errors import SpcxrError
+from spcxr.evaluate.report import write_text
+from spcxr.infer.predict import Normalisation, network_input
+from spcxr.models.weights import save_model_folder
+from spcxr.ops.philox import uniform
+from spcxr.recipes.finetune import FinetuneConfig, Rows, Start
+from spcxr.train.augment import DRAWS, Warps, plan, warp_images
+from spcxr.train.batches import epoch_batches, prefetch, seed_step
+from spcxr.train.checkpoint import Checkpoints, Position, load_checkpoint
+from spcxr.train.device import autocast
+from spcxr.train.guard import note_bad_step, refuse_endless_bad_steps
+from spcxr.train.interrupt import Signals, watch_signals
+from spcxr.train.journal import Journal
+from spcxr.train.optim import set_rates, take_step
+from spcxr.train.schedule import cosine
+
+# --- the loop -------------------------------------------------------------------------------
+
+
+class Task(Protocol):
+    """What a downstream task adds to the loop."""
+
+    @property
+    def score(self) -> str:
+        """The figure of `validate` that chooses the best epoch; larger is better."""
+
+    def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
+        """Mean loss of one batch: warped, normalised images ``[B, 1, h, w]`` on the device."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Figures of the validation rows."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """One run, ready to be trained: what the loop needs, and the schedule."""
+
+    config: FinetuneConfig
+    recipe: str
+    folder: Path
+    start: Start
+    rows: Rows
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    precision: str
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch; the last may be smaller, so that every label counts."""
+        return math.ceil(len(self.rows) / self.config.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: warm-up, then a cosine."""
+        return cosine(
+            step,
+            self.steps,
+            start=self.config.peak_lr,
+            end=min(self.config.min_lr, self.config.peak_lr),
+            warmup=round(self.config.warmup * self.steps_per_epoch),
+        )
+
+
+def fit(course: Course, task: Task) -> Position:
+    """Train to the end (or on from the last checkpoint) and load the best epoch's weights.
+
+    Raises
+    ------
+    Interrupted
+        a signal came; the work is saved and the message says how to go on.
+    SpcxrError
+        losses that stay not finite, a checkpoint of other images, or a score that never was
+        defined.
+    """
+    checkpoints = Checkpoints(course.folder)
+    position = _resume(course, checkpoints)
+    count = len(course.rows)
+    done = position.step * count // course.steps_per_epoch
+    total = course.config.epochs * count
+    with (
+        Journal(course.folder, step=position.step, images_done=done, images_total=total) as journal,
+        watch_signals() as signals,
+    ):
+        journal.say(f"{course.start.origin}; {count} training rows; {course.precision}")
+        while position.step < course.steps:
+            position = _train_epoch(course, task, position, checkpoints, journal, signals)
+            position = _judge(course, task, position, journal)
+            checkpoints.save(position, model=course.model, optimizer=course.optimizer)
+            _stop_if_asked(course, position, signals)
+    if position.best is None:
+        raise SpcxrError(
+            f"{course.folder}: the validation {task.score} was never defined; check that the "
+            "validation rows hold what is to be found"
+        )
+    load_checkpoint(checkpoints.best, model=course.model)
+    return position
+
+
+def _resume(course: Course, checkpoints: Checkpoints) -> Position:
+    """The last checkpoint's position, or the beginning."""
+    store = course.start.store
+    data = str(store.facts["content_hash"])
+    position = checkpoints.load(model=course.model, optimizer=course.optimizer)
+    if position is None:
+        return Position(data=data)
+    if position.data != data:
+        raise SpcxrError(
+            f"{store.path}: not the images that {course.folder} began with (their content "
+            "differs); restore them, or choose another --out"
+        )
+    return position
+
+
+def _train_epoch(
+    course: Course,
+    task: Task,
+    position: Position,
+    checkpoints: Checkpoints,
+    journal: Journal,
+    signals: Signals,
+) -> Position:
+    """The rest of the epoch that ``position`` stands in; saves and stops when a signal came."""
+    config, store = course.config, course.start.store
+    epoch, done = divmod(position.step, course.steps_per_epoch)
+    batches = epoch_batches(
+        course.rows, config.batch_size, seed=config.seed, epoch=epoch, drop_last=False
+    )
+    course.model.train()
+    before = time.perf_counter()
+    for rows, pixels in prefetch(store.images, batches[done:]):
+        fetched = time.perf_counter()
+        figures, taken = _train_step(course, task, position.step, rows, pixels)
+        bad = 0 if taken else position.bad_in_a_row + 1
+        position = replace(position, step=position.step + 1, bad_in_a_row=bad)
+        refuse_endless_bad_steps(course.folder, position.step, bad)
+        after = time.perf_counter()
+        figures |= {"data_s": fetched - before, "step_s": after - fetched}
+        journal.record("train", position.step, figures)
+        journal.advance(len(rows), {"loss": figures["loss"]})
+        before = after
+        if signals.came and position.step % course.steps_per_epoch:
+            checkpoints.save(position, model=course.model, optimizer=course.optimizer)
+            _stop_if_asked(course, position, signals)
+    return position
+
+
+def _train_step(
+    course: Course, task: Task, step: int, rows: Rows, pixels: NDArray[Any]
+) -> tuple[dict[str, float], bool]:
+    """One update; figures of it, and whether it was made (it is not where it is not finite)."""
+    config, epoch = course.config, step // course.steps_per_epoch
+    rate = course.rate(step)
+    set_rates(course.optimizer, lr=rate, weight_decay=config.weight_decay)
+    images, warps = augmented(course, rows, pixels, epoch)
+    seed_step(config.seed, step)
+    with autocast(course.device, course.precision):
+        loss = task.loss(course.model, images, rows, warps)
+    loss.backward()
+    made = take_step(course.optimizer, loss, clip=config.clip)
+    if not made.taken:
+        note_bad_step(course.folder, step, epoch, rows, made)
+    return {"loss": made.loss, "grad_norm": made.grad_norm, "lr": rate}, made.taken
+
+
+def augmented(course: Course, rows: Rows, pixels: NDArray[Any], epoch: int) -> tuple[Tensor, Warps]:
+    """Stored pixels ``(B, S, S)`` -> the network's input, warped, and the warps it went through.
+
+    One image's warp depends on (seed, epoch, image id) alone.
+    """
+    config, normalisation = course.config, course.start.normalisation
+    draws = uniform(torch.from_numpy(rows), DRAWS, seed=config.seed, epoch=epoch, stream="crop")
+    warps = plan(draws, config.augmentation)
+    size = course.start.encoder.image_px
+    grey = network_input(pixels, size, Normalisation(0.0, 1.0), course.device)
+    images = (warp_images(grey, warps) - normalisation.mean) / normalisation.std
+    return images, warps
+
+
+def _judge(course: Course, task: Task, position: Position, journal: Journal) -> Position:
+    """Validate after an epoch; the position knows whether it is the best so far."""
+    figures = task.validate(course.model)
+    journal.record("val", position.step, figures)
+    score, epoch = figures[task.score], position.step // course.steps_per_epoch
+    better = math.isfinite(score) and (position.best is None or score > position.best)
+    said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    journal.say(f"epoch {epoch}/{course.config.epochs}: {said}{', the best' if better else ''}")
+    return replace(position, best=score, best_step=position.step) if better else position
+
+
+def _stop_if_asked(course: Course, position: Position, signals: Signals) -> None:
+    if signals.came and position.step < course.steps:
+        where = f"step {position.step} of {course.steps}"
+        signals.raise_interrupted(course.folder, course.recipe, where)
+
+
+# --- the end --------------------------------------------------------------------------------
+
+
+def export(
+    course: Course, position: Position, task: Mapping[str, Any], head: nn.Module, score: str
+) -> Path:
+    """Write ``RUN/model`` and its card: encoder, head, preprocessing, and how they came to be."""
+    config, start = course.config, course.start
+    epoch = (position.best_step or 0) // course.steps_per_epoch
+    provenance = {
+        "recipe": course.recipe,
+        "init": config.init,
+        "data": position.data,
+        "training_rows": len(course.rows),
+        "epoch": epoch,
+        "epochs": config.epochs,
+        "validation": {score: position.best},
+        "seed": config.seed,
+        "precision": course.precision,
+    }
+    folder = save_model_folder(
+        course.folder / "model",
+        start.encoder,
+        preprocess=start.store.preprocess.to_dict(),
+        mean=start.normalisation.mean,
+        std=start.normalisation.std,
+        task=dict(task),
+        head=head,
+        provenance=provenance,
+    )
+    write_text(course.folder / "model_card.md", _card(course, task, provenance))
+    return folder
+
+
+def _card(course: Course, task: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    answers = task.get("labels") or task.get("structures") or []
+    lines = [f"- {name}: {value}" for name, value in provenance.items()]
+    return "\n".join(
+        [
+            f"# {course.recipe}: {', '.join(answers)}",
+            "",
+            "A vision transformer fine-tuned on chest X-rays by spcxr. Research software, not a "
+            "medical device: not for diagnosis.",
+            "",
+            *lines,
+            f"- preprocessing: {course.start.store.preprocess.to_dict()}",
+            "",
+            "Metrics with intervals stand in metrics.json; they hold for patients like those of "
+            "the test rows, and for no others.",
+            "",
+        ]
+    )
+
+
+def write_predictions(
+    path: Path, store: Store, rows: Rows, columns: Mapping[str, NDArray[Any]]
+) -> Path:
+    """A CSV of ``path, split`` and these columns ``(n,)``, a row each; NaN is left blank."""
+    paths, splits = store.manifest.column("path"), store.manifest.column("split")
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "split", *columns])
+    for place, row in enumerate(rows.tolist()):
+        values = [column[place] for column in columns.values()]
+        shown = ["" if np.isnan(value) else f"{value:.6g}" for value in values]
+        writer.writerow([paths[row], splits[row], *shown])
+    return write_text(path, text.getvalue())

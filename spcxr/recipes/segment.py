@@ -1,0 +1,318 @@
+"""Fine-tune an encoder and a UNETR decoder for masks (lungs, or whatever the masks show).
+
+open the images -> find the rows with masks -> build -> fit -> export the best epoch -> test it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from spcxr.config import ConfigError, setting
+from spcxr.data.store import Store
+from spcxr.errors import SpcxrError
+from spcxr.evaluate import metrics
+from spcxr.evaluate.overlays import best_median_worst, grid, overlay
+from spcxr.evaluate.report import write_json
+from spcxr.evaluate.summary import summarise_masks
+from spcxr.infer.predict import predict_masks
+from spcxr.models.decoder import Segmenter, UNETRDecoder
+from spcxr.recipes.finetune import FinetuneConfig, Start, begin, opened, rows_of, take_fraction
+from spcxr.recipes.fitting import Course, export, fit, write_predictions
+from spcxr.train.augment import IGNORE, Warps, warp_masks
+from spcxr.train.checkpoint import Position
+from spcxr.train.device import pick_device, pick_precision
+from spcxr.train.optim import build_adamw
+
+Rows = NDArray[np.int64]
+Figures = NDArray[np.float64]
+MASKS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class SegmentConfig(FinetuneConfig):
+    """Settings of `segment`: those of `FinetuneConfig`, and what the masks show."""
+
+    structures: tuple[str, ...] = setting(
+        ("lung",), "names of the masks' classes 1, 2, ... in order"
+    )
+    base_channels: int = setting(16, "channels of the decoder at full resolution", low=4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.structures:
+            raise ConfigError("structures is empty; name what the masks show, as in lung")
+
+
+def run(config: SegmentConfig) -> Path:
+    """Fine-tune, and return the run folder: ``model/``, ``metrics.json``, ``samples/``.
+
+    Raises
+    ------
+    SpcxrError
+        data, masks, splits or an init that cannot be used; the message names the remedy.
+    Interrupted
+        Ctrl-C or SIGTERM: saved; the message says how to go on.
+    """
+    with opened(config, "segment") as folder:
+        start = begin(config, folder)
+        cohort = choose_cohort(config, start.store)
+        course, task = build(config, folder, start, cohort)
+        position = fit(course, task)
+        block = {
+            "kind": "segment",
+            "structures": list(config.structures),
+            "base_channels": config.base_channels,
+        }
+        export(course, position, block, course.model.get_submodule("decoder"), task.score)
+        report(course, task, position)
+    return folder
+
+
+# --- what is to be learned ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The rows with masks to learn from, to choose by and to test on."""
+
+    train: Rows
+    val: Rows
+    test: Rows
+
+
+def choose_cohort(config: SegmentConfig, store: Store) -> Cohort:
+    """Find the rows that have masks, and refuse masks that cannot be learned or judged.
+
+    Raises
+    ------
+    SpcxrError
+        no masks, a split without any, a structure absent from the training or validation rows,
+        or class numbers without a name.
+    """
+    if not store.has_masks:
+        raise SpcxrError(
+            f"{store.path}: no row has a mask; add a mask_path column and prepare it again"
+        )
+    train, val, test = (
+        _masked_rows(store, splits, flag)
+        for splits, flag in (
+            (config.train_splits, "--train-splits"),
+            (config.val_splits, "--val-splits"),
+            (config.test_splits, "--test-splits"),
+        )
+    )
+    patients = store.manifest.patients[train]
+    one_stratum = np.zeros(len(train), np.int64)
+    train = train[take_fraction(patients, one_stratum, config.label_fraction, config.seed)]
+    for rows, where in ((train, "training"), (val, "validation"), (test, "test")):
+        found = classes_in(store, rows)
+        if unnamed := [k for k in found if k > len(config.structures)]:
+            raise SpcxrError(
+                f"{store.path}: masks of the {where} rows hold class {unnamed[0]}, and "
+                f"--structures names {len(config.structures)}; name all of them in order"
+            )
+        absent = [n for k, n in enumerate(config.structures, start=1) if k not in found]
+        if absent and where != "test":
+            raise SpcxrError(
+                f"{store.path}: no {absent[0]} in any mask of the {where} rows; check the masks, "
+                "or name other --structures"
+            )
+    return Cohort(train, val, test)
+
+
+def _masked_rows(store: Store, splits: tuple[str, ...], flag: str) -> Rows:
+    rows = rows_of(store, splits, flag)
+    paths = store.manifest.column("mask_path")
+    rows = rows[[bool(paths[row]) for row in rows.tolist()]]
+    if splits and len(rows) == 0:
+        raise SpcxrError(
+            f"{store.path}: no row of {', '.join(splits)} has a mask; choose with {flag}"
+        )
+    return rows
+
+
+def classes_in(store: Store, rows: Rows) -> list[int]:
+    """The class numbers above 0 that occur in the masks of ``rows``."""
+    there = np.zeros(256, bool)
+    for first in range(0, len(rows), MASKS_AT_ONCE):
+        masks = store.masks(rows[first : first + MASKS_AT_ONCE])
+        there |= np.bincount(masks.ravel(), minlength=256) > 0
+    return [int(k) for k in np.flatnonzero(there) if k not in (0, IGNORE)]
+
+
+# --- loss -----------------------------------------------------------------------------------
+
+
+def dice_and_ce(logits: Tensor, masks: Tensor) -> Tensor:
+    """Dice over the structures + cross-entropy over all pixels whose class is known.
+
+    Dice is taken over the whole batch (nnU-Net's choice for 2-D), so that an image in which a
+    structure is absent does not count as a failure; the background has no Dice term.
+
+    Parameters
+    ----------
+    logits
+        ``[B, 1 + K, H, W]`` float, background first.
+    masks
+        ``[B, H, W]`` uint8 class numbers, 255 = unknown: adds neither loss nor gradient.
+
+    >>> import torch
+    >>> masks = torch.zeros(1, 4, 4, dtype=torch.uint8); masks[:, :2] = 1
+    >>> sure = 50 * F.one_hot(masks.long(), 2).permute(0, 3, 1, 2).float()
+    >>> float(dice_and_ce(sure, masks)) < 1e-4
+    True
+    """
+    known = masks != IGNORE
+    target = masks.long().masked_fill(~known, 0)
+    one_hot = F.one_hot(target, logits.shape[1]).movedim(-1, 1) * known[:, None]
+    shares = logits.float().softmax(1) * known[:, None]
+    dice = DiceLoss(include_background=False, batch=True)(shares, one_hot.float())
+    pixels = F.cross_entropy(logits.float(), target, reduction="none")
+    return dice + (pixels * known).sum() / known.sum().clamp(min=1)
+
+
+# --- the run --------------------------------------------------------------------------------
+
+
+def build(
+    config: SegmentConfig, folder: Path, start: Start, cohort: Cohort
+) -> tuple[Course, Segmentation]:
+    """Decoder, optimiser and task on their device."""
+    device = pick_device(config.device)
+    decoder = UNETRDecoder(
+        width=start.encoder.width,
+        patch_px=start.encoder.patch_px,
+        out_channels=1 + len(config.structures),
+        channels=start.encoder.channels,
+        base_channels=config.base_channels,
+    )
+    model = Segmenter(start.encoder, decoder).to(device)
+    start.encoder.requires_grad_(not config.freeze)
+    course = Course(
+        config=config,
+        recipe="segment",
+        folder=folder,
+        start=start,
+        rows=cohort.train,
+        model=model,
+        optimizer=build_adamw(model, layer_decay=config.decay_per_layer),
+        device=device,
+        precision=pick_precision(config.precision, device),
+    )
+    return course, Segmentation(course, cohort, config.structures)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The `Task` of the loop: what is lost on a batch, and how well the validation rows go."""
+
+    course: Course
+    cohort: Cohort
+    structures: tuple[str, ...]
+    score: str = "dice"
+
+    def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
+        """The masks go through the images' own warps."""
+        masks = torch.from_numpy(self.course.start.store.masks(rows)).to(images.device)
+        return dice_and_ce(model(images), warp_masks(masks, warps, images.shape[-1]))
+
+    def measure(self, model: nn.Module, rows: Rows) -> tuple[Figures, Figures]:
+        """Dice and IoU ``(n, K)`` of each image and structure, at the store's resolution."""
+        dice, iou = (np.full((len(rows), len(self.structures)), np.nan) for _ in range(2))
+        place = 0
+        for batch, predicted in self.predict(model, rows):
+            truth = self.course.start.store.masks(batch)
+            here = slice(place, place + len(batch))
+            for k in range(len(self.structures)):
+                pair = (predicted == k + 1, truth == k + 1, truth != IGNORE)
+                dice[here, k], iou[here, k] = metrics.dice(*pair), metrics.iou(*pair)
+            place += len(batch)
+        return dice, iou
+
+    def predict(self, model: nn.Module, rows: Rows) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
+        """Batches of (rows, class numbers ``(b, S, S)``), from unchanged images."""
+        course = self.course
+        return predict_masks(
+            model,
+            course.start.store,
+            rows,
+            course.start.normalisation,
+            batch_size=course.config.batch_size,
+            device=course.device,
+            precision=course.precision,
+        )
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Mean Dice and IoU over images and structures, and Dice of each where there are more."""
+        dice, iou = self.measure(model, self.cohort.val)
+        figures = {"dice": float(metrics.mean(dice.ravel()))}
+        figures["iou"] = float(metrics.mean(iou.ravel()))
+        if len(self.structures) > 1:
+            for name, values in zip(self.structures, dice.T, strict=True):
+                figures[f"dice_{name}"] = float(metrics.mean(values))
+        return figures
+
+
+def report(course: Course, task: Segmentation, position: Position) -> None:
+    """Measure validation and test rows with the best epoch's weights; write what came of it."""
+    cohort, store = task.cohort, course.start.store
+    rows = np.concatenate([cohort.val, cohort.test])
+    dice, iou = task.measure(course.model, rows)
+    columns: dict[str, Figures] = {}
+    for k, name in enumerate(task.structures):
+        columns |= {f"dice_{name}": dice[:, k], f"iou_{name}": iou[:, k]}
+    write_predictions(course.folder / "predictions.csv", store, rows, columns)
+    parts = {"validation": slice(0, len(cohort.val)), "test": slice(len(cohort.val), None)}
+    summaries = {
+        split: {
+            name: summarise_masks(
+                dice[part, k],
+                iou[part, k],
+                store.manifest.patients[rows[part]],
+                seed=course.config.seed,
+            )
+            for k, name in enumerate(task.structures)
+        }
+        for split, part in parts.items()
+        if len(rows[part])
+    }
+    facts = {
+        "recipe": "segment",
+        "rows": {"train": len(course.rows), "val": len(cohort.val), "test": len(cohort.test)},
+        "epoch": (position.best_step or 0) // course.steps_per_epoch,
+        **summaries,
+    }
+    write_json(course.folder / "metrics.json", facts)
+    shown = parts["test" if len(cohort.test) else "validation"]
+    picture(course, task, rows[shown], dice[shown])
+
+
+def picture(course: Course, task: Segmentation, rows: Rows, dice: Figures) -> Path | None:
+    """Best, median and worst image by mean Dice: the radiograph above, both outlines below."""
+    there = ~np.isnan(dice)
+    means = np.where(there, dice, 0).sum(1) / np.maximum(there.sum(1), 1)
+    chosen = best_median_worst(np.where(there.any(1), means, np.nan))
+    if not chosen:
+        return None
+    picked = rows[[place for _, place in chosen]]
+    images = course.start.store.images(picked)
+    truths = course.start.store.masks(picked)
+    predicted = np.concatenate([masks for _, masks in task.predict(course.model, picked)])
+    outlined = [
+        overlay(image, mask, np.where(truth == IGNORE, 0, truth))
+        for image, mask, truth in zip(images, predicted, truths, strict=True)
+    ]
+    file = course.folder / "samples" / "overlays.png"
+    file.parent.mkdir(exist_ok=True)
+    captions = [f"{name}: Dice {means[place]:.3f}" for name, place in chosen]
+    file.write_bytes(grid([list(images), outlined], captions))
+    return file
