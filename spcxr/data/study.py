@@ -107,7 +107,8 @@ def read_study(path: str | Path, max_pixels: int = MAX_PIXELS) -> Study:
     >>> study.pixels.shape, study.bits, int(study.pixels[7, 7])
     ((8, 8), 8, 63)
     """
-    from spcxr.data import dicom, raster  # here: they build on this module
+    import spcxr.data.dicom as dicom  # here: the readers build on this module
+    import spcxr.data.raster as raster
 
     path = Path(path)
     head = _first_bytes(path)

@@ -1,0 +1,246 @@
+"""DICOM radiographs: open, parse, refuse what is no chest X-ray for viewing, decode.
+
+Pixels stay on the file's own grid, so that masks and results line up with it: an image stored
+mirrored or turned (PatientOrientation) is noted, not flipped. FieldOfViewHorizontalFlip needs
+nothing: PatientOrientation describes the image as stored, after that flip (PS3.3 C.8.11.4).
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.encaps import get_frame
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.pixels import pixel_array
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
+
+from spcxr.data.dicom_header import VIEWS, Header, parse_header, parse_pixel_tags
+from spcxr.data.dicom_pixels import OnlyPadding, PixelTags, luminance, to_pixels
+from spcxr.data.raster import is_coloured
+from spcxr.data.study import Rejected, Study, range_notes
+
+MODALITIES = ("CR", "DX", "DR", "RG")
+CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "LUNG")
+NO_BODY_PART = ("", "UNKNOWN", "OTHER", "NONE", "UNSPECIFIED")
+TERMS = "HFP HFS HFDR HFDL FFDR FFDL FFP FFS LFP LFS RFP RFS AFDR AFDL PFDR PFDL"
+POSTURES = "ERECT STANDING UPRIGHT SEMIERECT SITTING SUPINE PRONE RECUMBENT DECUBITUS"
+POSITIONS = {"", *TERMS.split(), *POSTURES.split(), *VIEWS}
+"""PatientPosition's defined terms (PS3.3 C.7.3.1.1.2) and what radiography writes there instead."""
+GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR")
+DAMAGED = (
+    *(OSError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError),
+    *(OverflowError, MemoryError, RuntimeError, NotImplementedError, AssertionError),
+    *(struct.error, zlib.error, InvalidDicomError, BytesLengthException),
+)
+"""What pydicom and its decoders raise on damaged files; `_reading` holds only calls to them."""
+MAX_HEADER_BYTES = 2**24
+END_OF_CODESTREAM = b"\xff\xd9"  # JPEG, JPEG-LS and JPEG 2000 alike
+FRAME_HEADERS = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF markers, LS and JPEG
+_OPENINGS = {
+    struct.pack(order + "HH", group, element)
+    for order in "<>"
+    for group, elements in ((2, (0, 1, 2, 3, 16)), (8, (0, 1, 5, 6, 8, 18, 20, 22, 32)))
+    for element in elements
+}
+
+
+def starts_like_a_dataset(head: bytes) -> bool:
+    """Whether bytes open with a group 0002 or 0008 element: a DICOM file without its preamble.
+
+    >>> starts_like_a_dataset(bytes([8, 0, 5, 0]) + b"CS"), starts_like_a_dataset(b"GIF89a")
+    (True, False)
+    """
+    return head[:4] in _OPENINGS
+
+
+def read(path: str | Path, max_pixels: int) -> Study:
+    """Read one DICOM file as a `Study`, in every transfer syntax the installed decoders know.
+
+    Parameters
+    ----------
+    max_pixels
+        Larger Rows x Columns are refused before anything is decoded.
+
+    Raises
+    ------
+    Rejected
+        Damaged; not one frame of a chest radiograph made for viewing; or a kind of pixels that
+        leaves open what is black.
+
+    >>> from pydicom.data import get_testdata_file
+    >>> read(get_testdata_file("CT_small.dcm"), 2**26)
+    Traceback (most recent call last):
+    spcxr.data.study.Rejected: ...CT_small.dcm: its Modality is CT, not one of CR, DX, DR, RG
+    """
+    with _reading(path, "its DICOM header is damaged"):
+        dataset = _open(path, max_pixels)
+        header = parse_header(dataset)
+    refuse(path, header, max_pixels)
+    if "PixelData" not in dataset:
+        raise Rejected(path, "it holds no PixelData, or was cut short before it")
+    with _reading(path, "its DICOM pixel description is damaged"):
+        tags, tag_notes = parse_pixel_tags(dataset)
+    _check_tags(path, tags)
+    stored = decode(path, dataset)
+    colour: tuple[str, ...] = ()
+    if stored.ndim == 3:
+        if is_coloured(stored, 2 ** max(0, tags.bits_stored - 8)):
+            colour = ("a colour picture, read by its luminance",)
+        stored = luminance(stored)
+    try:
+        made = to_pixels(stored, tags)
+    except OnlyPadding as error:
+        raise Rejected(path, str(error)) from error
+    seen = range_notes(path, made.values, made.bits)
+    return Study(
+        made.values,
+        made.bits,
+        window=made.window,
+        spacing_mm=header.spacing_mm,
+        patient_id=header.patient_id,
+        view=header.view,
+        sex=header.sex,
+        age=header.age,
+        site=header.site,
+        inverted=made.inverted,
+        notes=(*header.notes, *tag_notes, *colour, *made.notes, *seen),
+    )
+
+
+def refuse(path: str | Path, header: Header, max_pixels: int) -> None:
+    """Refuse what the header says is no single chest radiograph made for viewing.
+
+    Raises
+    ------
+    Rejected
+        With the first reason found.
+    """
+    if header.modality and header.modality not in MODALITIES:
+        known = ", ".join(MODALITIES)
+        raise Rejected(path, f"its Modality is {header.modality[:16]}, not one of {known}")
+    known_part = header.body_part not in NO_BODY_PART
+    if known_part and not any(w in header.body_part for w in CHEST_WORDS):
+        raise Rejected(path, f"its BodyPartExamined is {header.body_part[:16]}, not the chest")
+    if header.position not in POSITIONS:
+        raise Rejected(path, f"its PatientPosition is {header.position[:16]}, no known position")
+    if header.for_processing:
+        raise Rejected(path, "it is FOR PROCESSING (raw); export the image FOR PRESENTATION")
+    if header.frames != 1:
+        raise Rejected(path, f"it has {header.frames} frames, not one radiograph")
+    if header.rows < 1 or header.columns < 1:
+        raise Rejected(path, "it holds no image: Rows or Columns is missing")
+    if header.rows * header.columns > max_pixels:
+        size = f"{header.columns} x {header.rows}"
+        raise Rejected(path, f"it has {size} pixels, over the limit of {max_pixels} (max_pixels)")
+    if header.bits_allocated not in (8, 16):
+        raise Rejected(
+            path, f"its pixels have {header.bits_allocated} bits; only 8 and 16 are read"
+        )
+    if not header.photometric:
+        raise Rejected(path, "PhotometricInterpretation is missing: black and white are unknown")
+    grey = header.photometric in GREY and header.samples == 1
+    if not grey and not (header.photometric.startswith(COLOUR) and header.samples == 3):
+        raise Rejected(path, "its PhotometricInterpretation is neither grey nor RGB or YBR")
+
+
+def decode(path: str | Path, dataset: pydicom.Dataset) -> np.ndarray:
+    """The stored values: ``(H, W)`` or ``(H, W, 3)`` integers, nothing applied but YBR -> RGB.
+
+    Raises
+    ------
+    Rejected
+        Cut short, damaged, or in a transfer syntax no installed decoder knows.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and syntax != RLELossless:
+        with _reading(path, "its compressed pixels are damaged"):
+            frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+            size = codestream_size(frame)
+        if END_OF_CODESTREAM not in frame[-16:]:
+            raise Rejected(path, "its compressed pixels are cut short")
+        if size is not None and size != (dataset.Rows, dataset.Columns):
+            raise Rejected(path, "its compressed pixels are not of the size its header says")
+    reason = f"its pixels ({syntax.name}) cannot be decoded; cut short, damaged, or unsupported"
+    with _reading(path, reason):
+        # Unused bits stay as they are: pydicom would wrap values when BitsStored is too small.
+        return pixel_array(dataset, correct_unused_bits=False, view_only=True)
+
+
+def codestream_size(data: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 codestream says of itself.
+
+    A decoder allocates by these, not by the DICOM header: a bomb may differ. None: not found.
+
+    >>> codestream_size(bytes.fromhex("ffd8 fff7 000b 08 0010 0020 01 011100"))
+    (16, 32)
+    """
+    start = data.find(b"\xff\x4f\xff\x51", 0, 256)  # JPEG 2000: SOC, SIZ
+    if start >= 0:
+        width, height, left, top = struct.unpack(">4I", data[start + 8 : start + 24])
+        return height - top, width - left
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif marker in FRAME_HEADERS:
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return height, width
+        else:
+            at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+    return None
+
+
+@contextmanager
+def _reading(path: str | Path, reason: str) -> Iterator[None]:
+    """Damage becomes a `Rejected` without the library's words, which may quote header values."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of odd values, and quotes them
+        try:
+            yield
+        except DAMAGED as error:
+            raise Rejected(path, f"{reason} ({type(error).__name__})") from error
+
+
+def _open(path: str | Path, max_pixels: int) -> pydicom.Dataset:
+    """Read the file; one without file meta information gets the transfer syntax it shows."""
+    with Path(path).open("rb") as file:
+        head = file.read(1024)
+        if DeflatedExplicitVRLittleEndian.encode() in head:
+            # Not more than 16 bits of 3 samples a pixel.
+            _refuse_inflation(path, head + file.read(), 6 * max_pixels + MAX_HEADER_BYTES)
+    dataset = pydicom.dcmread(path, force=head[128:132] != b"DICM")
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
+
+
+def _refuse_inflation(path: str | Path, data: bytes, limit: int) -> None:
+    """Inflate a deflated dataset once, bounded, so that a bomb does not go off."""
+    start = 144 + struct.unpack("<I", data[140:144])[0]  # the end of group 0002, PS3.10 7.1
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflate.decompress(data[start:], limit)
+    if inflate.unconsumed_tail:
+        raise Rejected(path, "it unpacks to more than the limit on its size (max_pixels)")
+
+
+def _check_tags(path: str | Path, tags: PixelTags) -> None:
+    if tags.slope == 0 or not np.isfinite([tags.slope, tags.intercept]).all():
+        raise Rejected(path, "its RescaleSlope or RescaleIntercept is not usable")
+    if not 2 <= tags.bits_stored <= 16 or not tags.bits_stored - 1 <= tags.high_bit <= 15:
+        raise Rejected(path, "its BitsStored and HighBit do not go together")

@@ -1,0 +1,264 @@
+"""A DICOM dataset -> two small dataclasses: who and what it is, and what its stored values mean."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pydicom
+
+from spcxr.data.dicom_pixels import LookUp, PixelTags, Window, usable_window
+
+VIEWS = {
+    **dict.fromkeys(("PA", "POSTEROANTERIOR"), "PA"),
+    **dict.fromkeys(("AP", "ANTEROPOSTERIOR", "APPORTABLE", "APSUPINE", "APERECT"), "AP"),
+    **dict.fromkeys(("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT"), "LATERAL"),
+    **dict.fromkeys(("LEFTLATERAL", "RIGHTLATERAL"), "LATERAL"),
+}
+FOR_PROCESSING_CLASS = "1.2.840.10008.5.1.4.1.1.1.1.1"
+DAYS_PER = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
+OLDEST = 120.0
+
+
+@dataclass(frozen=True)
+class Header:
+    """What decides whether a file is a chest radiograph, and whose it is.
+
+    Code strings are upper-case letters and digits only (``FORPROCESSING``), "" where missing.
+    """
+
+    modality: str
+    body_part: str
+    position: str
+    for_processing: bool
+    frames: int
+    rows: int
+    columns: int
+    samples: int
+    bits_allocated: int
+    photometric: str
+    patient_id: str | None
+    view: str | None
+    sex: str | None
+    age: float | None
+    site: str | None
+    spacing_mm: tuple[float, float] | None
+    notes: tuple[str, ...]
+
+
+def parse_header(dataset: pydicom.Dataset) -> Header:
+    """The patient and image part. Damaged values raise what pydicom raises."""
+    age, age_note = parse_age(text(dataset, "PatientAge"))
+    modality = word(dataset, "Modality")
+    notes = (
+        "" if modality else "Modality is missing",
+        age_note,
+        orientation_note(dataset.get("PatientOrientation")),
+    )
+    intent, sop_class = word(dataset, "PresentationIntentType"), dataset.get("SOPClassUID")
+    return Header(
+        modality=modality,
+        body_part=_body_part(dataset),
+        position=word(dataset, "PatientPosition"),
+        for_processing=intent == "FORPROCESSING" or sop_class == FOR_PROCESSING_CLASS,
+        frames=int(dataset.get("NumberOfFrames") or 1),
+        rows=int(dataset.get("Rows") or 0),
+        columns=int(dataset.get("Columns") or 0),
+        samples=int(dataset.get("SamplesPerPixel") or 1),
+        bits_allocated=int(dataset.get("BitsAllocated") or 0),
+        photometric=str(dataset.get("PhotometricInterpretation") or "").strip().upper(),
+        patient_id=text(dataset, "PatientID"),
+        view=_view(dataset),
+        sex=text(dataset, "PatientSex"),
+        age=age,
+        site=text(dataset, "InstitutionName"),
+        spacing_mm=parse_spacing(dataset),
+        notes=tuple(n for n in notes if n),
+    )
+
+
+def parse_pixel_tags(dataset: pydicom.Dataset) -> tuple[PixelTags, tuple[str, ...]]:
+    """What the stored values mean, and notes. Damaged values raise what pydicom raises."""
+    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
+    shape = word(dataset, "PresentationLUTShape")
+    window, notes = _window(dataset)
+    if (photometric, shape) in {("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")}:
+        notes = (*notes, f"{photometric} contradicts PresentationLUTShape {shape}; inverted")
+    bits_stored = int(dataset.BitsStored)
+    slope = dataset.get("RescaleSlope")
+    tags = PixelTags(
+        bits_stored=bits_stored,
+        high_bit=int(dataset.get("HighBit", bits_stored - 1)),
+        signed=bool(dataset.get("PixelRepresentation") or 0),
+        shift_high_bit=not dataset.file_meta.TransferSyntaxUID.is_encapsulated,
+        overlay_bits=any(
+            (group, 0x0102) in dataset and dataset[group, 0x0102].value
+            for group in range(0x6000, 0x6020, 2)
+        ),
+        invert=photometric == "MONOCHROME1" or shape == "INVERSE",
+        slope=1.0 if slope is None else float(slope),
+        intercept=float(dataset.get("RescaleIntercept") or 0.0),
+        lookup=_modality_lut(dataset),
+        padding=_padding(dataset),
+        window=window,
+    )
+    return tags, notes
+
+
+def text(dataset: pydicom.Dataset, keyword: str) -> str | None:
+    """A value as stripped text, None where missing or blank."""
+    value = str(dataset.get(keyword) or "").strip()
+    return value or None
+
+
+def word(dataset: pydicom.Dataset, keyword: str) -> str:
+    """A code string as upper-case letters and digits only: vendors differ in all else."""
+    return re.sub(r"[^A-Z0-9]", "", str(dataset.get(keyword) or "").upper())
+
+
+def parse_age(age: str | None) -> tuple[float | None, str]:
+    """PatientAge -> years and a note ("" = none).
+
+    ``nnnD|W|M|Y`` (PS3.5 6.2, AS); bare digits, which public sets write, are years.
+
+    >>> parse_age("034Y"), parse_age("006M"), parse_age("62")
+    ((34.0, ''), (0.5, ''), (62.0, ''))
+    >>> parse_age("411Y")
+    (None, 'the age is not usable')
+    """
+    if age is None:
+        return None, ""
+    found = re.fullmatch(r"(\d{1,3})([DWMY]?)", age.upper())
+    if found is None:
+        return None, "the age is not usable"
+    years = int(found[1]) * DAYS_PER[found[2] or "Y"] / DAYS_PER["Y"]
+    return (years, "") if years <= OLDEST else (None, "the age is not usable")
+
+
+def parse_spacing(dataset: pydicom.Dataset) -> tuple[float, float] | None:
+    """(row, column) pixel spacing in mm (PS3.3 10.7.1.3).
+
+    PixelSpacing where given; else ImagerPixelSpacing, which lies at the detector, divided by
+    EstimatedRadiographicMagnificationFactor where that is stated.
+
+    >>> d = pydicom.Dataset()
+    >>> d.ImagerPixelSpacing, d.EstimatedRadiographicMagnificationFactor = [0.2, 0.2], 1.25
+    >>> parse_spacing(d)
+    (0.16, 0.16)
+    """
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        pair = dataset.get(keyword)
+        if not is_pair(pair):
+            continue
+        row, column = (float(v) for v in pair)
+        if not all(math.isfinite(v) and v > 0 for v in (row, column)):
+            continue
+        factor = float(dataset.get("EstimatedRadiographicMagnificationFactor") or 1.0)
+        if keyword == "ImagerPixelSpacing" and math.isfinite(factor) and factor > 0:
+            row, column = row / factor, column / factor
+        return row, column
+    return None
+
+
+def orientation_note(orientation: Any) -> str:
+    """PatientOrientation against the usual frontal display: rows to the left, columns to the feet.
+
+    >>> orientation_note(["L", "F"]), orientation_note(["R", "F"])
+    ('', 'stored mirrored left-right (PatientOrientation), kept so')
+    """
+    if not is_pair(orientation):
+        return ""
+    row, column = (str(v).strip().upper()[:1] for v in orientation)
+    if row in ("F", "H") or column in ("L", "R"):
+        return "stored turned on its side (PatientOrientation), kept so"
+    if row == "R":
+        return "stored mirrored left-right (PatientOrientation), kept so"
+    if column == "H":
+        return "stored upside down (PatientOrientation), kept so"
+    return ""
+
+
+def is_pair(value: object) -> bool:
+    """Whether a multi-valued element holds two values."""
+    return isinstance(value, (list, tuple, pydicom.multival.MultiValue)) and len(value) == 2
+
+
+def _body_part(dataset: pydicom.Dataset) -> str:
+    """BodyPartExamined, else what AnatomicRegionSequence calls it (PS3.3 C.8.11.2)."""
+    named = word(dataset, "BodyPartExamined")
+    region = dataset.get("AnatomicRegionSequence")
+    return word(region[0], "CodeMeaning") if region and not named else named
+
+
+def _view(dataset: pydicom.Dataset) -> str | None:
+    """``PA``, ``AP``, ``LATERAL`` or the header's own word for another view.
+
+    ViewPosition first; then ViewCodeSequence; then PatientPosition, where some public sets put it.
+    """
+    own = word(dataset, "ViewPosition")
+    if own:
+        return VIEWS.get(own, own)
+    codes = dataset.get("ViewCodeSequence")
+    meaning = word(codes[0], "CodeMeaning") if codes else ""
+    for known in (meaning, word(dataset, "PatientPosition")):
+        if known in VIEWS:
+            return VIEWS[known]
+    return None
+
+
+def _window(dataset: pydicom.Dataset) -> tuple[Window | None, tuple[str, ...]]:
+    """The first window (several are alternative views, PS3.3 C.11.2.1.2), and notes."""
+    notes: list[str] = []
+    lut = dataset.get("VOILUTSequence")
+    if lut:
+        notes.append("a VOI LUT Sequence is not applied")
+    centres, widths = (_numbers(dataset.get(k)) for k in ("WindowCenter", "WindowWidth"))
+    if not centres and not widths:
+        return None, tuple(notes)
+    if not centres or not widths or not usable_window(centres[0], widths[0]):
+        return None, (*notes, "the window is not usable")
+    if len(centres) > 1:
+        notes.append(f"the first of {len(centres)} windows is kept")
+    function = word(dataset, "VOILUTFunction")
+    if function == "LINEAREXACT":  # C.11.2.1.3.2: the same ramp, counted without the half steps
+        return (centres[0] + 0.5, widths[0] + 1.0), tuple(notes)
+    if function not in ("", "LINEAR"):
+        notes.append("the window's function is not linear; its centre and width are kept")
+    return (centres[0], widths[0]), tuple(notes)
+
+
+def _numbers(value: Any) -> list[float]:
+    many = value if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
+    return [float(v) for v in many if v is not None and v != ""]
+
+
+def _padding(dataset: pydicom.Dataset) -> tuple[int, int] | None:
+    """PixelPaddingValue and PixelPaddingRangeLimit, PS3.3 C.7.5.1.1.2."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return None
+    limit = dataset.get("PixelPaddingRangeLimit")
+    ends = int(value), int(value if limit is None else limit)
+    return min(ends), max(ends)
+
+
+def _modality_lut(dataset: pydicom.Dataset) -> LookUp | None:
+    """The first Modality LUT, PS3.3 C.11.1.1: descriptor = (entries, first value mapped, bits)."""
+    sequence = dataset.get("ModalityLUTSequence")
+    if not sequence:
+        return None
+    item = sequence[0]
+    entries, first, bits = (int(v) for v in item.LUTDescriptor)
+    data = item.LUTData
+    if isinstance(data, bytes):
+        order = ">" if dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.2" else "<"
+        values = np.frombuffer(data, f"{order}u2")
+    else:
+        values = np.asarray(data, dtype=np.int64)
+    values = values[: entries or 2**16]  # C.11.1.1: 0 means 2**16 entries
+    if not 1 <= bits <= 16 or not len(values) or int(values.max()) >= 2**bits:
+        raise ValueError("Modality LUT does not agree with its descriptor")
+    return LookUp(first, bits, values.astype(np.uint8 if bits <= 8 else np.uint16))

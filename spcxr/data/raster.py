@@ -1,0 +1,141 @@
+"""PNG, JPEG and TIFF radiographs, 8 and 16 bit. Raster files are taken as bright-is-bone."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from spcxr.data.study import Rejected, Study, range_notes
+
+FORMATS = ("PNG", "JPEG", "TIFF")
+COLOUR_TOLERANCE = 16  # grey levels between channels that JPEG's chroma may add to a grey picture
+WHITE_IS_ZERO, PHOTOMETRIC, BITS_PER_SAMPLE, ORIENTATION = 0, 262, 258, 274
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, AttributeError),
+    *(OverflowError, MemoryError, RuntimeError, NotImplementedError, struct.error, zlib.error),
+)
+"""What Pillow raises on damaged files. Not ``Exception``: a fault of ours must not hide here."""
+
+
+def read(path: str | Path, max_pixels: int) -> Study:
+    """Read one PNG, JPEG or TIFF as a `Study`.
+
+    The orientation that EXIF or TIFF asks for is applied. Colour becomes luminance (ITU-R 601) and
+    transparency black, both with a note when they change anything.
+
+    Parameters
+    ----------
+    max_pixels
+        Larger images are refused before they are decoded.
+
+    Raises
+    ------
+    Rejected
+        Damaged or truncated, several pages, too large, a pixel type without a fixed range.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 999).save(file, "TIFF")
+    ...     study = read(file.name, 100)
+    >>> study.bits, int(study.pixels.max())
+    (16, 62937)
+    """
+    with warnings.catch_warnings():
+        # Pillow warns of size (max_pixels decides here) and of odd EXIF, which the pixels outlive.
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                _check_header(path, image, max_pixels)
+                stored_bits = _bits_per_sample(image)
+                inverted = _is_inverted_16_bit(image)
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+                turned = upright.size != image.size or image.getexif().get(ORIENTATION, 1) != 1
+                pixels, notes = _to_grey(path, upright)
+        except Image.DecompressionBombError as error:
+            raise Rejected(path, "it is larger than Pillow decodes; make it smaller") from error
+        except UNREADABLE as error:
+            reason = f"it cannot be decoded ({type(error).__name__}): damaged or cut short"
+            raise Rejected(path, reason) from error
+    bits = max(stored_bits, int(pixels.max()).bit_length()) if pixels.dtype == np.uint16 else 8
+    if inverted:
+        pixels = np.subtract(2**bits - 1, pixels, dtype=np.uint16)
+    if turned:
+        notes = (*notes, "turned upright as its EXIF orientation says")
+    notes = (*notes, *range_notes(path, pixels, bits))
+    return Study(pixels, bits, inverted=inverted, notes=notes)
+
+
+def _check_header(path: str | Path, image: Image.Image, max_pixels: int) -> None:
+    """Refuse by what the header says, before anything is decoded."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise Rejected(
+            path, f"it has {width} x {height} pixels, over the limit of {max_pixels} (max_pixels)"
+        )
+    # A JPEG may carry a preview as second frame (MPO); the first one is the picture.
+    if image.format != "MPO" and (count := getattr(image, "n_frames", 1)) > 1:
+        raise Rejected(path, f"it has {count} pages; save the radiograph as a file of its own")
+
+
+def _bits_per_sample(image: Image.Image) -> int:
+    """12 for a 12-bit TIFF, 16 for all else that has more than 8."""
+    if image.format == "TIFF":
+        return int(image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0])  # type: ignore[attr-defined]
+    return 16
+
+
+def _is_inverted_16_bit(image: Image.Image) -> bool:
+    """A WhiteIsZero TIFF of more than 8 bits, which Pillow (unlike 8-bit ones) leaves as stored."""
+    if image.format != "TIFF" or not image.mode.startswith("I;16"):
+        return False
+    return image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO  # type: ignore[attr-defined]
+
+
+def _to_grey(path: str | Path, image: Image.Image) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Any Pillow mode -> ``(H, W)`` uint8 or uint16 and notes."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16), ()  # also to the machine's byte order
+    if image.mode == "I":
+        wide = np.asarray(image)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise Rejected(path, "its pixels do not fit 16 bits unsigned; save it as 8 or 16 bit")
+        return wide.astype(np.uint16), ()
+    if image.mode == "F":
+        raise Rejected(path, "its pixels are floating point, without a range; save 8 or 16 bit")
+    notes: tuple[str, ...] = ()
+    if image.has_transparency_data:
+        image, notes = _on_black(image)
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L")), notes
+    colour = image.convert("RGB")
+    if is_coloured(np.asarray(colour)):
+        notes = (*notes, "a colour picture, read by its luminance")
+    return np.asarray(colour.convert("L")), notes
+
+
+def _on_black(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """Lay a picture with transparency on black, which is air."""
+    layered = image.convert("RGBA")
+    if np.asarray(layered.getchannel("A")).min() == 255:
+        return layered.convert("RGB"), ()
+    black = Image.new("RGBA", layered.size, (0, 0, 0, 255))
+    merged = Image.alpha_composite(black, layered).convert("RGB")
+    return merged, ("transparent pixels taken as black",)
+
+
+def is_coloured(rgb: np.ndarray, scale: int = 1) -> bool:
+    """Whether the channels differ by more than JPEG's chroma would; looked at on every 4th pixel.
+
+    ``rgb`` is ``(H, W, 3)``; ``scale`` is one 8-bit grey level in its units.
+
+    >>> bool(is_coloured(np.array([[[9, 9, 9], [9, 12, 9]]], np.uint8)))
+    False
+    """
+    part = rgb[::4, ::4]
+    return bool(np.any(part.max(axis=-1) - part.min(axis=-1) > COLOUR_TOLERANCE * scale))
