@@ -1,0 +1,65 @@
+"""Masks as people save them, and the pieces that a run resumes by."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spcxr.data.pieces import FILES_PER_PIECE, Task, plan, prepare_one, read_mask
+from spcxr.data.presets import Preprocess
+from spcxr.data.study import Rejected
+
+MASKS = {
+    "0/255": (np.array([[0, 255]], np.uint8), [[0, 1]]),
+    "0/1": (np.array([[0, 1]], np.uint8), [[0, 1]]),
+    "soft edge": (np.array([[0, 100, 200]], np.uint8), [[0, 0, 1]]),
+    "bits": (np.array([[False, True]]), [[0, 1]]),
+    "colour": (np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8), [[0, 1]]),
+    "16 bit": (np.array([[0, 65535]], np.uint16), [[0, 1]]),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_as_people_save_them(tmp_path, kind):
+    pixels, expected = MASKS[kind]
+    Image.fromarray(pixels).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), expected)
+
+
+def test_a_map_of_labels_is_no_mask(tmp_path):
+    Image.fromarray(np.array([[0, 1, 2]], np.uint8)).save(tmp_path / "m.png")
+    with pytest.raises(Rejected, match="holds values up to 2; masks are 0 / 1 or 0 / 255"):
+        read_mask(tmp_path / "m.png")
+    (tmp_path / "t.png").write_bytes(b"\x89PNG and no more")
+    for name in ("t.png", "absent.png"):
+        with pytest.raises(Rejected, match="cannot be read"):
+            read_mask(tmp_path / name)
+
+
+def test_a_piece_is_named_by_its_files_and_settings(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"1")
+    tasks = [Task(str(tmp_path), f"{name}.png") for name in "ab"] * FILES_PER_PIECE
+    names = [piece.file.name for piece in plan(tasks, Preprocess(size_px=8), tmp_path)]
+    assert len(set(names)) == 2
+    assert names == [piece.file.name for piece in plan(tasks, Preprocess(size_px=8), tmp_path)]
+    assert names != [piece.file.name for piece in plan(tasks, Preprocess(size_px=9), tmp_path)]
+    before = (tmp_path / "a.png").stat()
+    (tmp_path / "a.png").write_bytes(b"2")
+    os.utime(tmp_path / "a.png", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert names != [piece.file.name for piece in plan(tasks, Preprocess(size_px=8), tmp_path)]
+
+
+def test_whatever_a_decoder_raises_is_a_reason_but_a_broken_install_is_not(tmp_path, monkeypatch):
+    def fails(error):
+        def read(path):
+            raise error
+
+        monkeypatch.setattr("spcxr.data.pieces.read_study", read)
+        return prepare_one(Task(str(tmp_path), "a.dcm"), Preprocess())
+
+    with pytest.raises(Rejected, match="failed unexpectedly .KeyError") as caught:
+        fails(KeyError("PatientName Smith"))
+    assert "Smith" not in str(caught.value)
+    with pytest.raises(ImportError):
+        fails(ImportError("libopenjp2.so: not found"))

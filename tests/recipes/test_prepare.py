@@ -1,0 +1,390 @@
+"""Prepare on real files of many kinds: rejects, resumes, joins, never loses or half-writes."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+from spcxr.config import ConfigError
+from spcxr.data import pool
+from spcxr.data.pieces import FILES_PER_PIECE
+from spcxr.data.presets import Preprocess
+from spcxr.data.store import Store
+from spcxr.data.study import read_study
+from spcxr.errors import Interrupted, NothingDone, SpcxrError
+from spcxr.recipes import prepare
+from spcxr.recipes.prepare import PrepareConfig, parse_shard, run
+
+SIZE = 16
+
+
+def picture(file, seed, shape=(24, 40)):
+    """A smooth image with many grey levels, different for each seed."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    waves = np.sin(x / (2 + rng.random() * 9)) + np.cos(y / (2 + rng.random() * 9))
+    pixels = ((waves + 2) / 4 * 255).astype(np.uint8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+    return pixels
+
+
+def dicom(file, patient="p", view="PA", shape=(24, 40)):
+    pixels = (np.arange(shape[0] * shape[1]).reshape(shape) * 4 % 4096).astype(np.uint16)
+    made = pydicom.Dataset()
+    made.SOPClassUID, made.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    made.Modality, made.BodyPartExamined, made.ViewPosition = "DX", "CHEST", view
+    made.PatientID, made.PatientAge, made.PatientSex = patient, "061Y", "F"
+    made.set_pixel_data(pixels, "MONOCHROME2", 12)
+    made.file_meta = pydicom.dataset.FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made.save_as(file, enforce_file_format=True)
+
+
+def config(source, out, **settings):
+    given = {"size_px": SIZE, "workers": 0, **settings}
+    sources = (str(source),) if not isinstance(source, (list, tuple)) else tuple(map(str, source))
+    return PrepareConfig(sources=sources, out=str(out), **given)
+
+
+def rejected(store):
+    with (store / "rejected.csv").open(newline="") as stream:
+        header, *rows = csv.reader(stream)
+    assert header == ["path", "reason"]
+    return {os.path.basename(path): reason for path, reason in rows}
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A folder of three pieces of images (the last one short)."""
+    for i in range(2 * FILES_PER_PIECE + 5):
+        picture(tmp_path / "in" / f"{i:03d}.png", i)
+    return tmp_path / "in"
+
+
+def test_a_folder_of_everything(tmp_path):
+    """DICOM, PNG and JPEG get in; what is none of them gets a row and a reason, and no more."""
+    source = tmp_path / "in"
+    picture(source / "a.png", 1)
+    picture(source / "b.jpg", 2)
+    dicom(source / "c", patient="77", view="AP")
+    (source / "zero.dcm").touch()
+    (source / "text.png").write_text("not an image")
+    (source / "short.png").write_bytes((source / "a.png").read_bytes()[:200])
+    whole = (source / "c").read_bytes()
+    (source / "short.dcm").write_bytes(whole[:-500])
+    store = Store.open(run(config(source, tmp_path / "store")))
+    assert store.manifest.column("path") == ["a.png", "b.jpg", "c"]
+    assert store.manifest.column("patient_id") == ["", "", "77"]
+    assert store.manifest.column("age") == [None, None, 61]
+    assert store.manifest.column("view") == ["", "", "AP"]
+    assert store.manifest.column("image_width_px") == [40, 40, 40]
+    assert set(rejected(store.path)) == {"zero.dcm", "text.png", "short.png", "short.dcm"}
+    expected = Preprocess(size_px=SIZE)(read_study(source / "b.jpg"))
+    np.testing.assert_array_equal(store.images([1])[0], expected.pixels)
+    assert [store.manifest.column(f"box_{n}")[1] for n in ("top", "height")] == [3, 10]
+    assert store.facts["rejected"] == 4
+    assert not (tmp_path / "store.partial").exists()
+
+
+def test_one_result_whatever_the_workers(many, tmp_path):
+    hashes = []
+    for workers in (0, 1, 3):
+        out = run(config(many, tmp_path / f"s{workers}", workers=workers))
+        hashes.append(Store.open(out).facts["content_hash"])
+    assert len(set(hashes)) == 1
+
+
+def test_shards_join_to_the_same_store(many, tmp_path):
+    (many / "zzz.png").touch()
+    whole = Store.open(run(config(many, tmp_path / "whole")))
+    parts = [run(config(many, tmp_path / "s", shard=f"{i}/3")) for i in (1, 2, 3)]
+    assert [p.name for p in parts] == [f"s.shard-{i}-of-3" for i in (1, 2, 3)]
+    joined = Store.open(run(config(parts[::-1], tmp_path / "s")))
+    assert joined.facts["content_hash"] == whole.facts["content_hash"]
+    assert (joined.mean, joined.std) == (whole.mean, whole.std)
+    assert rejected(joined.path) == rejected(whole.path)
+    with pytest.raises(SpcxrError, match="joining needs each of the 3 parts once"):
+        run(config(parts[:2], tmp_path / "t"))
+    with pytest.raises(ConfigError, match="i/n with i from 1 to n"):
+        parse_shard("0/3")
+
+
+def test_joined_stores_must_be_alike(many, tmp_path):
+    a = run(config(many, tmp_path / "a"))
+    b = run(config(many, tmp_path / "b", size_px=32))
+    with pytest.raises(SpcxrError, match="prepared otherwise than"):
+        run(config([a, b], tmp_path / "c"))
+
+
+def masked(folder, mask):
+    picture(folder / "a.png", 1)
+    picture(folder / "b.png", 2)
+    Image.fromarray(mask).save(folder / "m.png")
+    (folder / "manifest.csv").write_text("path,mask_path,label\na.png,m.png,x\nb.png,,y\n")
+
+
+def test_masks_follow_the_image(tmp_path):
+    mask = np.zeros((24, 40), np.uint8)
+    mask[:, :20] = 255
+    (tmp_path / "in").mkdir()
+    masked(tmp_path / "in", mask)
+    store = Store.open(run(config(tmp_path / "in", tmp_path / "store")))
+    got = store.masks([0, 1])
+    assert (got[1] == 255).all()
+    expected = Preprocess(size_px=SIZE).mask((mask > 0).astype(np.uint8))
+    np.testing.assert_array_equal(got[0], expected)
+    assert set(np.unique(got[0])) == {0, 1}
+
+
+def test_a_mask_of_another_size_rejects_its_image(tmp_path):
+    (tmp_path / "in").mkdir()
+    masked(tmp_path / "in", np.zeros((24, 41), np.uint8))
+    store = Store.open(run(config(tmp_path / "in", tmp_path / "store")))
+    assert rejected(store.path) == {
+        "a.png": "its mask m.png is 41 x 24 pixels and the image 40 x 24"
+    }
+    assert store.manifest.column("path") == ["b.png"]
+
+
+def test_two_masks_of_one_image_become_one(tmp_path):
+    sides = np.zeros((2, 24, 40), np.uint8)
+    sides[0, :, :10], sides[1, :, 30:] = 255, 255
+    (tmp_path / "in").mkdir()
+    masked(tmp_path / "in", sides[0])
+    Image.fromarray(sides[1]).save(tmp_path / "in" / "n.png")
+    (tmp_path / "in" / "manifest.csv").write_text("path,mask_path\na.png,m.png|n.png\n")
+    store = Store.open(run(config(tmp_path / "in", tmp_path / "store")))
+    expected = Preprocess(size_px=SIZE).mask(sides.max(axis=0) // 255)
+    np.testing.assert_array_equal(store.masks([0])[0], expected)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(many, tmp_path, monkeypatch):
+    read = []
+
+    def breaking(piece, *rest):
+        if len(read) == 2 and not resumed:
+            raise KeyboardInterrupt
+        read.append(piece)
+        return original(piece, *rest)
+
+    original, resumed = pool.make_piece, False
+    monkeypatch.setattr(pool, "make_piece", breaking)
+    settings = config(many, tmp_path / "s")
+    with pytest.raises(Interrupted, match=r"stopped with 32 of 37 images read; the same command"):
+        run(settings)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(SpcxrError, match="an unfinished store; run the same prepare again"):
+        Store.open(tmp_path / "s.partial")
+    with pytest.raises(SpcxrError, match=r"begun with other settings \(size_px\)"):
+        run(config(many, tmp_path / "s", size_px=32))
+    picture(many / "003.png", 99, shape=(30, 30))  # of the first piece: it must be read again
+    resumed = True
+    store = Store.open(run(settings))
+    assert [int(p.file.name.split("-")[1]) for p in read] == [0, 1, 0, 2]
+    fresh = Store.open(run(config(many, tmp_path / "fresh")))
+    assert store.facts["content_hash"] == fresh.facts["content_hash"]
+    assert store.manifest.column("image_height_px")[3] == 30
+
+
+def test_killed_outright_it_goes_on_too(many, tmp_path):
+    """SIGKILL in the middle: no store, no orphans, and the rerun equals an unbroken one."""
+    for i in range(37, 400):
+        shutil.copy(many / "000.png", many / f"{i:03d}.png")
+    code = (
+        "from spcxr.recipes.prepare import *\n"
+        "if __name__ == '__main__':\n"
+        f"    run(PrepareConfig(sources=({str(many)!r},), out={str(tmp_path / 's')!r},"
+        f" size_px={SIZE}, workers=2))"
+    )
+    (tmp_path / "job.py").write_text(code)
+    job = subprocess.Popen([sys.executable, tmp_path / "job.py"], stderr=subprocess.DEVNULL)
+    pieces = tmp_path / "s.partial" / "pieces"
+    deadline = time.monotonic() + 60
+    while not list(pieces.glob("*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    assert list(pieces.glob("*.npz"))
+    assert not (tmp_path / "s").exists()
+    store = Store.open(run(config(many, tmp_path / "s")))
+    store.verify()
+    assert len(store) == 400
+
+
+def test_sigterm_is_a_clean_stop(many, tmp_path, monkeypatch):
+    def ask_to_stop(*rest):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(pool, "make_piece", ask_to_stop)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped with 0 of 37 images read"):
+        run(config(many, tmp_path / "s"))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_file_that_kills_its_reader_is_rejected_and_the_run_goes_on(many, tmp_path):
+    """A decoder's segmentation fault, played by a sitecustomize that workers import."""
+    plant = tmp_path / "plant"
+    plant.mkdir()
+    (plant / "sitecustomize.py").write_text(
+        "import os\n"
+        "from PIL import Image\n"
+        "opened = Image.open\n"
+        "def deadly(file, *rest, **named):\n"
+        "    name = getattr(file, 'name', file)\n"
+        "    if str(name).endswith('020.png'):\n"
+        "        os.abort()\n"
+        "    return opened(file, *rest, **named)\n"
+        "Image.open = deadly\n"
+    )
+    code = (
+        "from spcxr.recipes.prepare import *\n"
+        "if __name__ == '__main__':\n"
+        f"    run(PrepareConfig(sources=({str(many)!r},), out={str(tmp_path / 's')!r},"
+        f" size_px={SIZE}, workers=2))"
+    )
+    (tmp_path / "job.py").write_text(code)
+    path = os.pathsep.join([str(plant), *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run(
+        [sys.executable, tmp_path / "job.py"],
+        env={**os.environ, "PYTHONPATH": path},
+        check=True,
+        timeout=120,
+        capture_output=True,
+    )
+    store = Store.open(tmp_path / "s")
+    assert len(store) == 36
+    assert rejected(store.path) == {"020.png": pool.CRASHED}
+
+
+def test_running_it_again_does_nothing_twice(many, tmp_path, monkeypatch, capsys):
+    settings = config(many, tmp_path / "s")
+    run(settings)
+    monkeypatch.setattr(prepare, "make_pieces", lambda *rest: pytest.fail("read again"))
+    assert run(settings) == tmp_path / "s"
+    assert "already complete, 37 images" in capsys.readouterr().err
+    with pytest.raises(SpcxrError, match=r"made from other settings \(size_px\)"):
+        run(config(many, tmp_path / "s", size_px=32))
+    picture(many / "001.png", 77)
+    with pytest.raises(SpcxrError, match=r"made from files that have changed since"):
+        run(settings)
+    assert len(Store.open(tmp_path / "s")) == 37
+    assert not (tmp_path / "s.partial").exists()
+
+
+def test_overwrite_replaces_a_store_and_nothing_else(many, tmp_path):
+    out = run(config(many, tmp_path / "s"))
+    run(config(many, out, size_px=32, overwrite=True))
+    assert Store.open(out).preprocess.size_px == 32
+    other = tmp_path / "run"
+    other.mkdir()
+    (other / "config.yaml").write_text("model: vit_tiny\n")
+    with pytest.raises(SpcxrError, match="holds something that is no store; choose another out"):
+        run(config(many, other, overwrite=True))
+    assert (other / "config.yaml").read_text() == "model: vit_tiny\n"
+
+
+def test_bad_requests_are_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    picture(tmp_path / "in" / "a.png", 1)
+    cases = {
+        "no files in this folder": (tmp_path / "empty", tmp_path / "s", {}),
+        "no such file or folder": (tmp_path / "absent", tmp_path / "s", {}),
+        "cannot be written": (tmp_path / "in", tmp_path / "file" / "s", {}),
+        "a file stands there": (tmp_path / "in", tmp_path / "file", {}),
+        "no label 'flu'": (tmp_path / "in", tmp_path / "s", {"labels": ("flu",)}),
+    }
+    for message, (source, out, settings) in cases.items():
+        with pytest.raises(SpcxrError, match=message) as caught:
+            run(config(source, out, **settings))
+        assert "\n" not in str(caught.value)
+        assert caught.value.exit_code == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "in"]
+
+
+def test_all_rejected_is_exit_code_1_and_is_tried_anew(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.png").write_text("no image")
+    with pytest.raises(
+        NothingDone, match=r"all 1 files were rejected, .*a.png because: "
+    ) as caught:
+        run(config(source, tmp_path / "s"))
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "s").exists()
+    picture(source / "a.png", 1)
+    assert len(Store.open(run(config(source, tmp_path / "s")))) == 1
+
+
+def test_a_patient_of_the_headers_in_two_splits_is_refused(tmp_path):
+    """The table has no patients; the DICOM headers do, and they show the leak."""
+    for name in ("a", "b"):
+        dicom(tmp_path / "in" / name, patient="Smith")
+    manifest = tmp_path / "in" / "manifest.csv"
+    manifest.write_text("path,split\na,train\nb,test\n")
+    with pytest.raises(SpcxrError, match="rows 2 and 3 are one patient in two splits") as caught:
+        run(config(manifest, tmp_path / "s"))
+    assert "Smith" not in str(caught.value)
+    assert not (tmp_path / "s").exists()
+    manifest.write_text("path,split\na,test\nb,\n")
+    store = Store.open(run(config(manifest, tmp_path / "s")))
+    assert store.manifest.column("split") == ["test", "test"]
+
+
+def test_two_prepares_at_once_are_refused(many, tmp_path, monkeypatch):
+    def second(*rest):
+        with pytest.raises(SpcxrError, match="another prepare is at work here"):
+            run(config(many, tmp_path / "s"))
+        return original(*rest)
+
+    original = prepare.make_pieces
+    monkeypatch.setattr(prepare, "make_pieces", second)
+    run(config(many, tmp_path / "s"))
+
+
+def test_a_damaged_piece_is_made_anew(many, tmp_path, monkeypatch):
+    def damage(pieces, *rest):
+        original(pieces, *rest)
+        file = pieces[1].file
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+
+    original = prepare.make_pieces
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "make_pieces", damage)
+        with pytest.raises(SpcxrError, match="damaged and removed; run the same prepare again"):
+            run(config(many, tmp_path / "s"))
+    assert not (tmp_path / "s").exists()
+    assert len(Store.open(run(config(many, tmp_path / "s")))) == 37
+
+
+def test_the_real_lungs(shared_data, tmp_path):
+    """Every image and mask of the project's table: sizes match, none is lost without a reason."""
+    table = tmp_path / "some.csv"
+    with (shared_data / "seg_manifest.csv").open(newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream))[::40]
+    with table.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    out = run(config(table, tmp_path / "s", size_px=64, root=str(shared_data)))
+    store = Store.open(out)
+    assert len(store) + len(rejected(out)) == len(rows)
+    assert len(store) >= len(rows) - 2
+    inside = (store.masks(range(len(store))) == 1).mean(axis=(1, 2))
+    assert inside.min() > 0.05
+    assert inside.max() < 0.7
