@@ -32,6 +32,7 @@ from spcxr.train.device import autocast, pick_device, pick_precision
 from spcxr.train.guard import note_bad_step, refuse_endless_bad_steps
 from spcxr.train.interrupt import Signals, watch_signals
 from spcxr.train.journal import Journal
+from spcxr.train.model_card import write_model_card
 from spcxr.train.optim import Step, build_adamw, set_rates, take_step
 from spcxr.train.run_folder import open_run
 from spcxr.train.samples import save_grid
@@ -148,7 +149,7 @@ def choose_rows(config: PretrainConfig, store: Store) -> tuple[Rows, Rows]:
 
 
 def build(config: PretrainConfig, folder: Path, store: Store) -> Training:
-    """Encoder, objective and optimiser on their device, from the seed or from ``init``."""
+    """Encoder, objective and optimiser on their device, with the seed's weights."""
     rows, held_out = choose_rows(config, store)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
@@ -158,18 +159,18 @@ def build(config: PretrainConfig, folder: Path, store: Store) -> Training:
         patch_px=config.patch_px,
         drop_path=config.drop_path,
     )
-    if config.init:
-        load_encoder_weights(encoder, config.init)
     objective = OBJECTIVES[config.objective](encoder).to(device)
     optimizer = build_adamw(objective)
     return Training(config, folder, store, rows, held_out, device, objective, optimizer)
 
 
 def go_on(training: Training, checkpoints: Checkpoints) -> Position:
-    """The position to start from: the last checkpoint's, or the beginning."""
+    """Where to start: at the last checkpoint, or at the beginning, with the weights of ``init``."""
     data = str(training.store.facts["content_hash"])
     position = checkpoints.load(model=training.objective, optimizer=training.optimizer)
     if position is None:
+        if training.config.init:
+            load_encoder_weights(training.objective.encoder, training.config.init)
         return Position(data=data)
     if position.data != data:
         raise SpcxrError(
@@ -227,7 +228,7 @@ def learn_epoch(loop: Loop, position: Position) -> Position:
         return [views.draw(training.store, part, config.law, epoch) for part in parts]
 
     training.objective.train()
-    saved_at = clock = time.perf_counter()
+    clock = time.perf_counter()
     for rows, parts in prefetch(fetch, batches[done:], threads=fetchers(training.device)):
         fetched = time.perf_counter()
         outcome, losses = learn_step(loop, parts, step)
@@ -240,7 +241,7 @@ def learn_epoch(loop: Loop, position: Position) -> Position:
             "grad_norm": outcome.grad_norm,
             "lr": training.lr(step - 1),
             "weight_decay": training.weight_decay(step - 1),
-            "epoch": epoch,
+            "epoch": epoch + 1,
             "data_s": fetched - clock,
             "step_s": now - fetched,
             "images_s": len(rows) / (now - clock),
@@ -255,9 +256,8 @@ def learn_epoch(loop: Loop, position: Position) -> Position:
         if step % training.epoch_steps:
             if loop.signals.came:
                 break
-            if now - saved_at > config.save_every_s:
+            if loop.checkpoints.age_s > config.save_every_s:
                 loop.save(position)
-                saved_at = time.perf_counter()
     return position
 
 
@@ -306,7 +306,7 @@ def validate(loop: Loop, position: Position) -> Position:
         total, hidden = total + float(loss) * int(mask.sum()), hidden + int(mask.sum())
     loss_value = total / max(hidden, 1)
     epoch = position.step // training.epoch_steps
-    loop.journal.record("val", position.step, {"loss": loss_value, "epoch": epoch - 1})
+    loop.journal.record("val", position.step, {"loss": loss_value, "epoch": epoch})
     loop.journal.say(f"epoch {epoch} of {training.config.epochs}: held-out loss {loss_value:.4f}")
     if position.best is None or loss_value < position.best:
         return replace(position, best=loss_value, best_step=position.step)
@@ -349,13 +349,26 @@ def introduce(training: Training, position: Position, journal: Journal) -> None:
     )
     if size < config.image_px:
         journal.say(f"the store's images of {size} px are magnified to {config.image_px} px")
+    if config.init and not position.step:
+        journal.say(f"encoder from {config.init}")
     if position.step:
         journal.say(f"going on after step {position.step} of {training.total_steps}")
 
 
 def export(training: Training) -> None:
-    """The encoder as a model folder, with its preprocessing and how it came to be."""
+    """The encoder as a model folder, with its preprocessing and how it came to be; its card."""
     config, store = training.config, training.store
+    provenance = {
+        "recipe": "pretrain",
+        "objective": config.objective,
+        "epochs": config.epochs,
+        "steps": training.total_steps,
+        "images": len(training.rows),
+        "seed": config.seed,
+        "init": config.init,
+        "data": store.facts["content_hash"],
+        "spcxr_version": __version__,
+    }
     save_model_folder(
         training.folder / "model",
         training.objective.encoder,
@@ -364,15 +377,7 @@ def export(training: Training) -> None:
         std=store.std,
         task=None,
         head=None,
-        provenance={
-            "recipe": "pretrain",
-            "objective": config.objective,
-            "epochs": config.epochs,
-            "steps": training.total_steps,
-            "images": len(training.rows),
-            "seed": config.seed,
-            "init": config.init,
-            "data": store.facts["content_hash"],
-            "spcxr_version": __version__,
-        },
+        provenance=provenance,
     )
+    title = f"{config.model}/{config.patch_px} at {config.image_px} px, pretrained on radiographs"
+    write_model_card(training.folder, title, {**provenance, "preprocess": store.preprocess.preset})

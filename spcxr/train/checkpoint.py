@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -258,6 +259,12 @@ class Checkpoints:
         self.folder = run_folder / "checkpoints"
         self.keep_every = keep_every
         self.last, self.best = self.folder / "last", self.folder / "best"
+        self._saved_at = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last save (or the start)."""
+        return time.monotonic() - self._saved_at
 
     def save(
         self,
@@ -277,6 +284,7 @@ class Checkpoints:
         if position.best is not None and position.best_step == position.step:
             self._point(self.best, folder.name)
         self._tidy()
+        self._saved_at = time.monotonic()
         return folder
 
     def load(

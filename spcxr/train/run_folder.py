@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ def open_run(
     A new folder gets ``config.yaml``: the settings, valid as ``--config``, below a line that names
     the recipe. An existing run is gone on with when ``resume`` is ``auto`` and the settings are
     the same (`FREE` ones aside). Whether there is a checkpoint is `Checkpoints.load`'s to say.
+    A run refused before it did anything leaves no folder behind.
 
     Parameters
     ----------
@@ -44,7 +46,7 @@ def open_run(
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
     ...     with open_run(f"{place}/a", {"epochs": 2}, recipe="pretrain") as folder:
-    ...         print((folder / "config.yaml").read_text(), end="")
+    ...         _ = (folder / "metrics.jsonl").write_text("")
     ...     with open_run(f"{place}/a", {"epochs": 3}, recipe="pretrain"):
     ...         pass
     Traceback (most recent call last):
@@ -58,24 +60,31 @@ def open_run(
     with (folder / "run.lock").open("a") as lock:
         _lock(lock, folder)
         config = folder / "config.yaml"
-        if config.is_file():
+        if config.is_file() and not _only_begun(folder):
             _refuse_others(config, settings, recipe, resume)
         else:
             _write_whole(config, f"# spcxr-train {recipe}\n" + _yaml(settings))
-        yield folder
+        try:
+            yield folder
+        finally:
+            if _only_begun(folder):
+                # Refused before anything was done: the corrected command may use the same place.
+                shutil.rmtree(folder)
+
+
+# What a run writes before it does anything.
+_BEGINNING = {"config.yaml", "run.lock", ".config.yaml.writing"}
+
+
+def _only_begun(folder: Path) -> bool:
+    return {path.name for path in folder.iterdir()} <= _BEGINNING
 
 
 def _refuse_strangers(folder: Path) -> None:
     """Only an empty folder, or one that a run began to fill, may become a run."""
-    if (folder / "config.yaml").is_file():
-        return
-    strangers = [p.name for p in sorted(folder.iterdir()) if p.name not in _OWN_BEGINNING]
-    if strangers:
+    strangers = sorted(path.name for path in folder.iterdir() if path.name not in _BEGINNING)
+    if strangers and not (folder / "config.yaml").is_file():
         raise SpcxrError(f"{folder}: holds {strangers[0]!r} and no run; choose another --out")
-
-
-# What a run killed before its config.yaml was whole leaves.
-_OWN_BEGINNING = ("run.lock", ".config.yaml.writing")
 
 
 def _lock(lock: IO[str], folder: Path) -> None:

@@ -23,7 +23,8 @@ def save_grid(path: Path, columns: dict[str, NDArray[np.float32]]) -> Path:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
     ...     shown = {"original": np.zeros((3, 8, 8)), "mask": np.ones((3, 8, 8))}
-    ...     Image.open(save_grid(Path(place) / "a.png", shown)).size
+    ...     with Image.open(save_grid(Path(place) / "a.png", shown)) as page:
+    ...         page.size
     (20, 52)
     """
     stacked = np.stack(list(columns.values()), 1)
