@@ -174,7 +174,7 @@ def _legend(axes: Axes, count: int) -> None:
 def confusion(matrix: Array, names: Sequence[str]) -> str:
     """Confusion matrix ``(K, K)``: counts, coloured by the share of the true class -> SVG text."""
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = max(3.2, 0.75 * len(names) + 1.4)
+    side = max(2.8, 0.75 * len(names) + 1.0)
     with matplotlib.rc_context({**STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure, axes = _figure(side, side)
         axes.grid(False)
@@ -205,7 +205,7 @@ def intervals(rows: Mapping[str, Mapping[str, Interval]], *, x_label: str) -> st
     """
     series = list(dict.fromkeys(name for row in rows.values() for name in row))
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.4, 0.9 + 0.42 * len(rows) * max(len(series), 1))
+        figure, axes = _figure(4.6, 1.0 + 0.26 * len(rows) * max(len(series), 1))
         for number, name in enumerate(series):
             places = [k for k, row in enumerate(rows.values()) if name in row]
             found = [row[name] for row in rows.values() if name in row]

@@ -1,0 +1,365 @@
+"""One test set through one trained model: predictions, metrics with intervals, page sections."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from spcxr.data.store import NO_MASK, Store
+from spcxr.errors import SpcxrError
+from spcxr.evaluate import metrics, pages
+from spcxr.evaluate.intervals import Interval
+from spcxr.evaluate.overlays import best_median_worst, overlay
+from spcxr.evaluate.report import Picture, Section, Table
+from spcxr.evaluate.summary import (
+    ClassSummary,
+    age_groups,
+    subgroups,
+    summarise_classes,
+    summarise_masks,
+)
+from spcxr.infer.predict import TrainedModel, predict_classes, predict_masks, probabilities
+
+Array = NDArray[Any]
+Rows = NDArray[np.int64]
+
+PHANTOM_PATIENT = "PHANTOM-"
+CHUNK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Rows of a store that are measured together, under one name."""
+
+    __test__ = False  # not a pytest class
+
+    name: str
+    store: Store
+    rows: Rows
+
+    @property
+    def patients(self) -> Array:
+        """``(n,)`` pseudonyms."""
+        return np.asarray(self.store.manifest.patients)[self.rows]
+
+    def column(self, name: str) -> Array:
+        """``(n,)`` values of a manifest column."""
+        return np.asarray(self.store.manifest.column(name), dtype=object)[self.rows]
+
+    @property
+    def groups(self) -> dict[str, Array]:
+        """Columns that may split the set into subgroups."""
+        ages = np.array([np.nan if a is None else a for a in self.column("age")], np.float64)
+        text = {name: self.column(name).astype(str) for name in ("site", "view", "sex")}
+        return text | {"age": age_groups(ages)}
+
+    @property
+    def drawn(self) -> bool:
+        """Whether any row is a phantom."""
+        return any(str(p).startswith(PHANTOM_PATIENT) for p in self.patients)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to predict and how to resample."""
+
+    batch_size: int
+    device: torch.device
+    precision: str
+    n_bootstrap: int = 2000
+    seed: int = 0
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found on one test set: ready for the table, the page and ``metrics.json``.
+
+    ``predictions`` holds one mapping for each of ``rows`` (row numbers of the store).
+    """
+
+    test_set: TestSet
+    n_rows: int
+    n_patients: int
+    overall: Mapping[str, Interval]
+    details: Mapping[str, Any]
+    section: Section
+    rows: Rows
+    predictions: list[dict[str, str]]
+
+
+def measure(trained: TrainedModel, test_set: TestSet, settings: Settings) -> Result:
+    """Predict the set's rows and compare with what is known of them.
+
+    Raises
+    ------
+    SpcxrError
+        nothing to compare with: no label of the model's, or no mask.
+    """
+    task = _measure_classes if trained.kind == "classify" else _measure_masks
+    return task(trained, test_set, settings)
+
+
+def _chunks(test_set: TestSet, rows: Rows) -> Iterator[Rows]:
+    """The rows in pieces, under one progress bar."""
+    pace = 0.2 if sys.stderr.isatty() else 10.0
+    with tqdm(total=len(rows), desc=test_set.name, unit="image", mininterval=pace) as bar:
+        for start in range(0, len(rows), CHUNK_ROWS):
+            yield rows[start : start + CHUNK_ROWS]
+            bar.update(len(rows[start : start + CHUNK_ROWS]))
+
+
+def _by_group(
+    test_set: TestSet, usable: Array, metric: Callable[[Array], Mapping[str, Interval]]
+) -> dict[str, dict[str, Mapping[str, Interval]]]:
+    """Column -> group -> metrics, over the usable rows ``(n,)`` bool; small groups left out."""
+    places = np.flatnonzero(usable)
+    columns = {name: values[places] for name, values in test_set.groups.items()}
+    return {
+        column: {name: metric(places[members]) for name, members in groups.items()}
+        for column, groups in subgroups(columns).items()
+    }
+
+
+def _group_tables(by_group: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> list[Table]:
+    return [
+        pages.comparison(f"By {column}", groups, first=column)
+        for column, groups in by_group.items()
+    ]
+
+
+# --- classification -------------------------------------------------------------------------
+
+
+def true_labels(test_set: TestSet, trained: TrainedModel) -> Array:
+    """``(n, K)`` 1, 0, NaN in the order of the model's names; uncertain (-1) becomes unknown.
+
+    A label column that the data lack is unknown; for one class of many it is 0, since a class
+    that a set does not name is a class that none of its rows has.
+
+    Raises
+    ------
+    SpcxrError
+        the data have none of the model's labels.
+    """
+    manifest = test_set.store.manifest
+    there = [name for name in trained.names if name in manifest.labels]
+    if not there:
+        raise SpcxrError(
+            f"{test_set.store.path}: has none of the model's labels {', '.join(trained.names)} "
+            f"(it has {', '.join(manifest.labels) or 'none'}); rename its label columns"
+        )
+    known = manifest.label_matrix(there)[test_set.rows].astype(np.float64)
+    absent = np.nan if trained.multilabel else 0.0
+    labels = np.full((len(known), len(trained.names)), absent)
+    labels[:, [trained.names.index(name) for name in there]] = known
+    if not trained.multilabel:
+        labels[np.isnan(known).any(1)] = np.nan
+    return np.where(labels == -1, np.nan, labels)
+
+
+def _measure_classes(trained: TrainedModel, test_set: TestSet, settings: Settings) -> Result:
+    labels, patients = true_labels(test_set, trained), test_set.patients
+    scores = _scores(trained, test_set, settings)
+
+    def summarise(rows: Array) -> ClassSummary:
+        return summarise_classes(
+            labels[rows],
+            scores[rows],
+            patients[rows],
+            trained.names,
+            multilabel=trained.multilabel,
+            n=settings.n_bootstrap,
+            seed=settings.seed,
+            threshold=settings.threshold,
+        )
+
+    usable: Array = ~np.isnan(labels).all(1) if trained.multilabel else (labels == 1).sum(1) == 1
+    if not usable.any():
+        raise SpcxrError(
+            f"{test_set.store.path}: no row of {test_set.name} has a known label among "
+            f"{', '.join(trained.names)}; choose other --splits"
+        )
+    summary = summarise(np.arange(len(labels)))
+    by_group = _by_group(test_set, usable, lambda rows: summarise(rows).overall)
+    left_out = len(labels) - summary.n_rows
+    section = Section(
+        test_set.name,
+        text=f"{summary.n_rows} labelled images of {summary.n_patients} patients."
+        + (f" {left_out} images without a usable label are left out." if left_out else ""),
+        tables=[pages.class_table("By class", summary), *_group_tables(by_group)],
+        pictures=pages.class_plots(summary, labels, scores, patients, seed=settings.seed),
+    )
+    details = {
+        "by_class": summary.by_class,
+        "positive_and_known_rows": summary.positives,
+        "confusion": summary.confusion,
+        "left_out_of_the_means": summary.left_out,
+        "threshold": summary.threshold,
+        "subgroups": by_group,
+    }
+    return Result(
+        test_set,
+        summary.n_rows,
+        summary.n_patients,
+        summary.overall,
+        details,
+        section,
+        test_set.rows,
+        [
+            {f"true {name}": _number(t) for name, t in zip(trained.names, true, strict=True)}
+            | {f"p {name}": f"{s:.6f}" for name, s in zip(trained.names, score, strict=True)}
+            for true, score in zip(labels, scores, strict=True)
+        ],
+    )
+
+
+def _scores(trained: TrainedModel, test_set: TestSet, settings: Settings) -> Array:
+    """Probabilities ``(n, K)`` of the set's rows."""
+    logits = [
+        predict_classes(
+            trained.model,
+            test_set.store,
+            rows,
+            trained.normalisation,
+            batch_size=settings.batch_size,
+            device=settings.device,
+            precision=settings.precision,
+        )
+        for rows in _chunks(test_set, test_set.rows)
+    ]
+    return probabilities(np.concatenate(logits), multilabel=trained.multilabel)
+
+
+def _number(value: float) -> str:
+    """A CSV cell; blank = unknown."""
+    return "" if np.isnan(value) else f"{value:g}"
+
+
+# --- segmentation ---------------------------------------------------------------------------
+
+
+def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings) -> Result:
+    """Dice and IoU at the store's size, over the pixels whose class is known."""
+    masked = np.array([bool(path) for path in test_set.column("mask_path")], bool)
+    rows, patients = test_set.rows[masked], test_set.patients[masked]
+    if not len(rows):
+        raise SpcxrError(
+            f"{test_set.store.path}: no row of {test_set.name} has a mask; prepare a manifest with "
+            "mask_path, or choose other --splits"
+        )
+    dice, iou = _overlaps(trained, test_set, rows, settings)
+    # several structures: an image's value is the mean over those it has
+    mean_dice, mean_iou = _mean_over_structures(dice), _mean_over_structures(iou)
+    if np.isnan(mean_dice).all():
+        raise SpcxrError(
+            f"{test_set.store.path}: every mask of {test_set.name} is empty, and so is every "
+            "prediction; check the masks"
+        )
+
+    def summarise(chosen: Array, over: Array, overlap: Array) -> dict[str, Interval]:
+        return summarise_masks(
+            over[chosen],
+            overlap[chosen],
+            patients[chosen],
+            n=settings.n_bootstrap,
+            seed=settings.seed,
+        )
+
+    every = np.arange(len(rows))
+    overall = summarise(every, mean_dice, mean_iou)
+    by_structure = {
+        name: summarise(every, dice[:, k], iou[:, k])
+        for k, name in enumerate(trained.names)
+        if not np.isnan(dice[:, k]).all()
+    }
+    usable = np.zeros(len(test_set.rows), bool)
+    usable[np.flatnonzero(masked)[~np.isnan(mean_dice)]] = True
+    place = np.cumsum(masked) - 1  # row of the set -> row of the measured ones
+    by_group = _by_group(test_set, usable, lambda r: summarise(place[r], mean_dice, mean_iou))
+    text = f"{len(rows)} images with a mask, of {len(np.unique(patients))} patients."
+    if nothing := int(np.isnan(mean_dice).sum()):
+        text += f" In {nothing} of them mask and prediction are both empty: not in the mean."
+    structures = pages.comparison("By structure", by_structure) if len(by_structure) > 1 else None
+    section = Section(
+        test_set.name,
+        text=text,
+        tables=[*([structures] if structures else []), *_group_tables(by_group)],
+        pictures=[_examples(trained, test_set, rows, mean_dice, settings)],
+    )
+    return Result(
+        test_set,
+        len(rows),
+        len(np.unique(patients)),
+        overall,
+        {"by_structure": by_structure, "subgroups": by_group},
+        section,
+        rows,
+        [
+            {f"dice {name}": _number(d) for name, d in zip(trained.names, dices, strict=True)}
+            | {f"iou {name}": _number(i) for name, i in zip(trained.names, ious, strict=True)}
+            for dices, ious in zip(dice, iou, strict=True)
+        ],
+    )
+
+
+def _mean_over_structures(values: Array) -> Array:
+    """``(n, K)`` -> ``(n,)``, NaN left out; NaN where all are."""
+    known = ~np.isnan(values)
+    count = known.sum(1)
+    total = np.where(known, values, 0.0).sum(1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _overlaps(
+    trained: TrainedModel, test_set: TestSet, rows: Rows, settings: Settings
+) -> tuple[Array, Array]:
+    """Dice and IoU ``(n, K)`` of every image and structure; memory stays flat."""
+    dice, iou = [], []
+    for chunk in _chunks(test_set, rows):
+        for batch, predicted in _masks(trained, test_set, chunk, settings):
+            truth = test_set.store.masks(batch)
+            known = truth != NO_MASK
+            numbers = range(1, 1 + len(trained.names))
+            pairs = [(predicted == k, truth == k) for k in numbers]
+            dice.append(np.stack([metrics.dice(p, t, known) for p, t in pairs], axis=1))
+            iou.append(np.stack([metrics.iou(p, t, known) for p, t in pairs], axis=1))
+    return np.concatenate(dice), np.concatenate(iou)
+
+
+def _masks(
+    trained: TrainedModel, test_set: TestSet, rows: Rows, settings: Settings
+) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
+    return predict_masks(
+        trained.model,
+        test_set.store,
+        rows,
+        trained.normalisation,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        precision=settings.precision,
+    )
+
+
+def _examples(
+    trained: TrainedModel, test_set: TestSet, rows: Rows, dice: Array, settings: Settings
+) -> Picture:
+    """The best, the median and the worst image, predicted once more so that none was kept."""
+    chosen = best_median_worst(dice)
+    wanted = rows[[place for _, place in chosen]]
+    predicted = np.concatenate([m for _, m in _masks(trained, test_set, wanted, settings)])
+    images, truth = test_set.store.images(wanted), test_set.store.masks(wanted)
+    truth = np.where(truth == NO_MASK, 0, truth)
+    drawn = [overlay(i, p, t) for i, p, t in zip(images, predicted, truth, strict=True)]
+    examples = [
+        (name, float(dice[place]), image, picture)
+        for (name, place), image, picture in zip(chosen, images, drawn, strict=True)
+    ]
+    return pages.overlay_picture(examples, ", ".join(trained.names))
