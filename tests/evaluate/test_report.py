@@ -1,0 +1,209 @@
+"""The page is whole, escaped, fetches nothing; JSON has no NaN; plots are accessible SVG."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from spcxr.errors import SpcxrError
+from spcxr.evaluate import pages, plots
+from spcxr.evaluate.intervals import Interval
+from spcxr.evaluate.overlays import best_median_worst, grid, overlay
+from spcxr.evaluate.report import (
+    NOT_A_DEVICE,
+    PHANTOMS,
+    Fact,
+    Picture,
+    Report,
+    Section,
+    render,
+    write_json,
+    write_report,
+)
+from spcxr.evaluate.summary import subgroups, summarise_classes, summarise_masks
+
+NAMES = ("covid", "no <finding>", "absent")
+VOID = {"meta", "img", "br"}
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects ids and addresses, and checks that HTML elements are closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.addresses, self.unnamed = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.ids += [given["id"]] if "id" in given else []
+        self.addresses += [given[k] for k in ("href", "src", "xlink:href") if k in given]
+        if (tag == "img" and not given.get("alt")) or (
+            tag == "svg" and not given.get("aria-label")
+        ):
+            self.unnamed.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def classes():
+    rng = np.random.default_rng(0)
+    labels = np.eye(3)[rng.integers(0, 2, 80)]
+    labels[:5] = np.nan
+    scores = rng.random((80, 3)) + 0.5 * np.nan_to_num(labels)
+    patients = rng.integers(0, 40, 80)
+    made = summarise_classes(labels, scores, patients, NAMES, multilabel=False, n=100)
+    return made, labels, scores, patients
+
+
+@pytest.fixture(scope="module")
+def report(classes):
+    summary, labels, scores, patients = classes
+    tile = np.random.default_rng(0).integers(0, 256, (32, 32)).astype(np.uint8)
+    mask = np.zeros((32, 32), bool)
+    mask[8:20, 8:20] = True
+    interval = Interval(0.9, 0.8, 0.95, 10, 9, 0)
+    return Report(
+        title="A & B",
+        summary="<script>alert(1)</script>",
+        banner=PHANTOMS,
+        facts=[Fact("AUROC", interval), Fact("nothing", float("nan"))],
+        sections=[
+            Section(
+                "Classes",
+                tables=[
+                    pages.comparison("All", {"a": summary.overall}),
+                    pages.class_table("By class", summary),
+                ],
+                pictures=pages.class_plots(summary, labels, scores, patients),
+            ),
+            pages.loss_section({"pretraining": (np.arange(3), np.array([0.9, 0.5, 0.4]))}),
+            Section(
+                "Masks",
+                pictures=[
+                    pages.overlay_picture([("best", 0.9, tile, overlay(tile, mask))], "lungs"),
+                    Picture("c", 'an "alt" <text>', png=grid([[tile]])),
+                    pages.interval_picture({"x": {"auroc": interval}}, "auroc", "Side by side"),
+                ],
+            ),
+        ],
+        provenance=pages.provenance({"seed": 3}),
+    )
+
+
+def test_the_page_is_well_formed_and_fetches_nothing(report):
+    page, reader = render(report), Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert len(set(reader.ids)) == len(reader.ids)
+    assert reader.unnamed == []
+    for address in reader.addresses:
+        assert address.startswith(("#", "data:image/png;base64,"))
+        if address.startswith("#"):
+            assert address[1:] in reader.ids
+    assert not re.search(r"@import|url\((?!#)|<script|<link", page)
+
+
+def test_what_users_write_is_escaped(report):
+    page = render(report)
+    assert "A &amp; B" in page
+    assert "&lt;script&gt;alert" in page
+    assert "no &lt;finding&gt;" in page
+    assert "no <finding>" not in page
+
+
+def test_the_page_says_what_it_is_not(report):
+    page = render(report)
+    assert NOT_A_DEVICE in page
+    assert PHANTOMS in page
+    assert PHANTOMS not in render(Report("Real", "patients"))
+
+
+def test_numbers_stand_with_their_intervals(report, classes):
+    page = render(report)
+    assert '<span class="value">0.900</span> <span class="range">0.800–0.950</span>' in page
+    assert "absent." in page  # named as left out of the means
+    assert np.isnan(classes[0].by_class["absent"]["auroc"].value)
+
+
+def test_writing_replaces_whole_files(tmp_path, report):
+    path = write_report(tmp_path / "report.html", report)
+    assert path.read_text() == render(report)
+    write_json(tmp_path / "a.json", {"x": float("nan"), "i": Interval(1, 2, np.inf, 3, 3, 0)})
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["x"] is None
+    assert (found["i"]["low"], found["i"]["high"]) == (2, None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "report.html"]
+
+
+def test_the_same_report_is_the_same_file(report):
+    assert render(report) == render(report)
+
+
+def test_long_curves_are_thinned_but_keep_their_ends():
+    x = np.linspace(0, 1, 50_000)
+    drawn = plots.roc([plots.Curve("a", x, x**0.3)])
+    assert len(drawn) < 60_000
+    thin, _ = plots._thinned(x, x)
+    assert (thin[0], thin[-1]) == (0, 1)
+
+
+def test_multilabel_summary_leaves_unknown_out_by_label():
+    rng = np.random.default_rng(1)
+    labels = (rng.random((60, 2)) < 0.5).astype(float)
+    labels[:20, 0] = np.nan
+    made = summarise_classes(
+        labels, labels * 0.8 + 0.1, np.arange(60), ("a", "b"), multilabel=True, n=100
+    )
+    assert (made.positives["a"][1], made.positives["b"][1]) == (40, 60)
+    assert made.by_class["a"]["auroc"].n_rows == 40
+    assert made.by_class["a"]["sensitivity"].value == 1.0
+    assert made.confusion is None
+    with pytest.raises(SpcxrError, match="no row with a known label"):
+        summarise_classes(labels * np.nan, labels, np.arange(60), ("a", "b"), multilabel=True)
+
+
+def test_rows_of_a_class_the_model_does_not_know_are_left_out(classes):
+    summary = classes[0]
+    assert summary.n_rows == 75
+    assert summary.confusion.sum() == 75
+    assert summary.left_out == ("absent",)
+
+
+def test_masks_without_anything_to_measure_are_refused():
+    with pytest.raises(SpcxrError, match="mask"):
+        summarise_masks(np.array([np.nan]), np.array([np.nan]), np.array(["a"]))
+
+
+def test_small_and_unknown_groups_are_left_out():
+    sites = np.array(["a"] * 30 + ["b"] * 30 + ["c"] * 3 + [""] * 30)
+    assert set(subgroups({"site": sites, "sex": np.array(["F"] * 93)})["site"]) == {"a", "b"}
+    assert "sex" not in subgroups({"sex": np.array(["F"] * 93)})
+
+
+def test_overlay_draws_the_prediction_over_the_truth():
+    image = np.full((20, 20), 40000, np.uint16)
+    mask, truth = np.zeros((2, 20, 20), bool)
+    mask[5:15, 5:15] = True
+    truth[0:10, 0:10] = True
+    picture = overlay(image, mask, truth)
+    assert picture[5, 7].tolist() == [230, 159, 0]
+    assert picture[0, 3].tolist() == [86, 180, 233]
+    assert picture[17, 17].tolist() == [156] * 3
+    with pytest.raises(SpcxrError, match="sizes must be equal"):
+        overlay(image, mask[:10])
+
+
+def test_best_median_worst_of_one_and_of_none():
+    assert {index for _, index in best_median_worst(np.array([0.5]))} == {0}
+    assert best_median_worst(np.array([np.nan])) == ()
