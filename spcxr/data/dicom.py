@@ -18,12 +18,14 @@ import numpy as np
 import pydicom
 from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.pixels import pixel_array
+from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
     RLELossless,
 )
 
@@ -97,7 +99,7 @@ def read(path: str | Path, max_pixels: int) -> Study:
     stored = decode(path, dataset)
     colour: tuple[str, ...] = ()
     if stored.ndim == 3:
-        if is_coloured(stored, 2 ** max(0, tags.bits_stored - 8)):
+        if is_coloured(stored[::4, ::4], 2 ** max(0, tags.bits_stored - 8)):
             colour = ("a colour picture, read by its luminance",)
         stored = luminance(stored)
     try:
@@ -173,10 +175,24 @@ def decode(path: str | Path, dataset: pydicom.Dataset) -> np.ndarray:
             raise Rejected(path, "its compressed pixels are cut short")
         if size is not None and size != (dataset.Rows, dataset.Columns):
             raise Rejected(path, "its compressed pixels are not of the size its header says")
-    reason = f"its pixels ({syntax.name}) cannot be decoded; cut short, damaged, or unsupported"
-    with _reading(path, reason):
+    if (reason := _undecodable(syntax, int(dataset.BitsStored))) is not None:
+        raise Rejected(path, reason)
+    with _reading(path, f"its pixels ({syntax.name}) are cut short or damaged"):
         # Unused bits stay as they are: pydicom would wrap values when BitsStored is too small.
         return pixel_array(dataset, correct_unused_bits=False, view_only=True)
+
+
+def _undecodable(syntax: UID, bits_stored: int) -> str | None:
+    """Why no installed decoder reads this transfer syntax, or None."""
+    if syntax == JPEGExtended12Bit and bits_stored > 8:
+        return "it is 12-bit JPEG Extended, which no free decoder reads; convert it to JPEG 2000"
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        return "its transfer syntax is none of a still image that pydicom knows; convert it"
+    if not decoder.is_available:
+        return f"{syntax.name} needs more decoders; pip install 'spcxr[dicom]'"
+    return None
 
 
 def codestream_size(data: bytes) -> tuple[int, int] | None:

@@ -95,8 +95,8 @@ def parse_pixel_tags(dataset: pydicom.Dataset) -> tuple[PixelTags, tuple[str, ..
         signed=bool(dataset.get("PixelRepresentation") or 0),
         shift_high_bit=not dataset.file_meta.TransferSyntaxUID.is_encapsulated,
         overlay_bits=any(
-            (group, 0x0102) in dataset and dataset[group, 0x0102].value
-            for group in range(0x6000, 0x6020, 2)
+            tag.group & 0xFFE1 == 0x6000 and tag.elem == 0x0102 and dataset[tag].value
+            for tag in dataset.keys()  # noqa: SIM118  (iterating the dataset parses every value)
         ),
         invert=photometric == "MONOCHROME1" or shape == "INVERSE",
         slope=1.0 if slope is None else float(slope),

@@ -29,7 +29,7 @@ def minmax(study: Study, shrink: Shrink) -> np.ndarray:
     radiograph and its 8-bit export, and is linear, so that it loses no contrast.
     """
     low, high = _extremes(study.pixels)
-    return (shrink(study.pixels) - np.float32(low)) / np.float32(high - low)
+    return _to_unit(shrink(study.pixels), low, high)
 
 
 def voi(study: Study, shrink: Shrink) -> np.ndarray:
@@ -65,8 +65,7 @@ def rad_dino(study: Study, shrink: Shrink) -> np.ndarray:
     Use ``size_px=518, fit="crop"`` as they do. Their resize is a B-spline, ours bilinear.
     """
     small = shrink(study.pixels)
-    low, high = _extremes(small)
-    return (small - np.float32(low)) / np.float32(high - low)
+    return _to_unit(small, *_extremes(small))
 
 
 PRESETS: dict[str, Callable[[Study, Shrink], np.ndarray]] = {
@@ -176,9 +175,11 @@ class Preprocess:
         box, window = self._box(study.pixels.shape), self._window(study.pixels.shape)
         unit = PRESETS[self.preset](study, lambda image: resize(image[window], box[2:]))
         top = np.iinfo(self.dtype).max
+        scaled = unit * np.float32(top)
+        scaled += np.float32(0.5)  # the cast truncates
+        np.clip(scaled, 0, top, out=scaled)
         pixels = np.zeros((self.size_px, self.size_px), self.dtype)
-        scaled = np.clip(unit, 0.0, 1.0) * np.float32(top) + np.float32(0.5)
-        pixels[_inside(box)] = np.minimum(scaled, top)  # the cast truncates: + 0.5 rounds
+        pixels[_inside(box)] = scaled
         return Prepared(pixels, box)
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
@@ -277,6 +278,13 @@ def _extremes(values: np.ndarray) -> tuple[float, float]:
     if low == high:
         raise SpcxrError("every pixel of the image has the same value; leave it out")
     return low, high
+
+
+def _to_unit(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(image - low) / (high - low), in place."""
+    image -= np.float32(low)
+    image *= np.float32(1.0 / (high - low))
+    return image
 
 
 def _as_stored(study: Study) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""PNG, JPEG and TIFF radiographs, 8 and 16 bit. Raster files are taken as bright-is-bone."""
+"""PNG, JPEG, TIFF and WebP radiographs, 8 and 16 bit. Raster files are taken as bright-is-bone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from spcxr.data.study import Rejected, Study, range_notes
 
-FORMATS = ("PNG", "JPEG", "TIFF")
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 COLOUR_TOLERANCE = 16  # grey levels between channels that JPEG's chroma may add to a grey picture
 WHITE_IS_ZERO, PHOTOMETRIC, BITS_PER_SAMPLE, ORIENTATION = 0, 262, 258, 274
 UNREADABLE = (
@@ -23,7 +23,7 @@ UNREADABLE = (
 
 
 def read(path: str | Path, max_pixels: int) -> Study:
-    """Read one PNG, JPEG or TIFF as a `Study`.
+    """Read one PNG, JPEG, TIFF or WebP as a `Study`.
 
     The orientation that EXIF or TIFF asks for is applied. Colour becomes luminance (ITU-R 601) and
     transparency black, both with a note when they change anything.
@@ -53,10 +53,9 @@ def read(path: str | Path, max_pixels: int) -> Study:
                 _check_header(path, image, max_pixels)
                 stored_bits = _bits_per_sample(image)
                 inverted = _is_inverted_16_bit(image)
+                turned = image.getexif().get(ORIENTATION, 1) != 1  # TIFF forgets it in load()
                 image.load()
-                upright = ImageOps.exif_transpose(image)
-                turned = upright.size != image.size or image.getexif().get(ORIENTATION, 1) != 1
-                pixels, notes = _to_grey(path, upright)
+                pixels, notes = _to_grey(path, ImageOps.exif_transpose(image) if turned else image)
         except Image.DecompressionBombError as error:
             raise Rejected(path, "it is larger than Pillow decodes; make it smaller") from error
         except UNREADABLE as error:
@@ -109,33 +108,38 @@ def _to_grey(path: str | Path, image: Image.Image) -> tuple[np.ndarray, tuple[st
     if image.mode == "F":
         raise Rejected(path, "its pixels are floating point, without a range; save 8 or 16 bit")
     notes: tuple[str, ...] = ()
-    if image.has_transparency_data:
-        image, notes = _on_black(image)
-    if image.mode in ("1", "L"):
+    if image.has_transparency_data and (merged := _on_black(image)) is not None:
+        image, notes = merged, ("transparent pixels taken as black",)
+    if image.mode in ("1", "L", "LA"):
         return np.asarray(image.convert("L")), notes
-    colour = image.convert("RGB")
-    if is_coloured(np.asarray(colour)):
+    colour = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+    if is_coloured(np.asarray(colour.resize(_a_quarter(colour.size), Image.Resampling.NEAREST))):
         notes = (*notes, "a colour picture, read by its luminance")
     return np.asarray(colour.convert("L")), notes
 
 
-def _on_black(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """Lay a picture with transparency on black, which is air."""
-    layered = image.convert("RGBA")
-    if np.asarray(layered.getchannel("A")).min() == 255:
-        return layered.convert("RGB"), ()
+def _a_quarter(size: tuple[int, int]) -> tuple[int, int]:
+    return max(1, size[0] // 4), max(1, size[1] // 4)
+
+
+def _on_black(image: Image.Image) -> Image.Image | None:
+    """A picture laid on black, which is air; None when it is opaque throughout."""
+    layered = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    if layered.getchannel("A").getextrema()[0] == 255:
+        return None
+    layered = layered.convert("RGBA")
     black = Image.new("RGBA", layered.size, (0, 0, 0, 255))
-    merged = Image.alpha_composite(black, layered).convert("RGB")
-    return merged, ("transparent pixels taken as black",)
+    return Image.alpha_composite(black, layered).convert("RGB")
 
 
 def is_coloured(rgb: np.ndarray, scale: int = 1) -> bool:
-    """Whether the channels differ by more than JPEG's chroma would; looked at on every 4th pixel.
+    """Whether the channels differ by more than JPEG's chroma would.
 
-    ``rgb`` is ``(H, W, 3)``; ``scale`` is one 8-bit grey level in its units.
+    ``rgb`` is ``(H, W, 3)`` or more channels; ``scale`` is one 8-bit grey level in its units.
 
-    >>> bool(is_coloured(np.array([[[9, 9, 9], [9, 12, 9]]], np.uint8)))
+    >>> is_coloured(np.array([[[9, 9, 9], [9, 12, 9]]], np.uint8))
     False
     """
-    part = rgb[::4, ::4]
-    return bool(np.any(part.max(axis=-1) - part.min(axis=-1) > COLOUR_TOLERANCE * scale))
+    red, green, blue = (rgb[..., i].astype(np.int32) for i in range(3))
+    limit = COLOUR_TOLERANCE * scale
+    return bool(np.any(np.abs(red - green) > limit) or np.any(np.abs(blue - green) > limit))

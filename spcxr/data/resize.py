@@ -13,6 +13,8 @@ import functools
 import numpy as np
 from scipy import sparse
 
+BAND_ROWS = 256
+
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Antialiased bilinear resize, unrounded.
@@ -34,18 +36,31 @@ def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """
     if image.shape == tuple(shape):
         return image.astype(np.float32)
-    rows, columns = axis_filter(image.shape[0], shape[0]), axis_filter(image.shape[1], shape[1])
     # Rows first: the sparse product then runs along whole contiguous image rows.
-    narrow = rows @ np.ascontiguousarray(image, np.float32)
-    return np.ascontiguousarray((columns @ np.ascontiguousarray(narrow.T)).T)
+    return _filter_rows(_filter_rows(image, shape[0]).T, shape[1]).T
+
+
+def _filter_rows(image: np.ndarray, out: int) -> np.ndarray:
+    """``(H, W)`` -> ``(out, W)`` float32."""
+    width = image.shape[1]
+    # A cache line wider than needed: at a power of two, the transpose after it would have all of a
+    # column fall into the same few cache sets (and take most of the time).
+    made = np.empty((out, width + 16), np.float32)[:, :width]
+    for rows, source, weights in axis_filter(image.shape[0], out):
+        # In bands, so that the float32 copy of the image stays in the cache.
+        made[rows] = weights @ np.ascontiguousarray(image[source], np.float32)
+    return made
 
 
 @functools.lru_cache(maxsize=256)
-def axis_filter(source: int, out: int) -> sparse.csr_array:
-    """The filter of one axis: ``(out, source)`` float32, each row sums to 1.
+def axis_filter(source: int, out: int) -> tuple[tuple[slice, slice, sparse.csr_array], ...]:
+    """The filter of one axis in bands of (result rows, source rows, float32 weights).
 
-    >>> axis_filter(2, 1).toarray()
-    array([[0.5, 0.5]], dtype=float32)
+    Each row of the weights sums to 1.
+
+    >>> [(out, source, weights)] = axis_filter(2, 1)
+    >>> out, source, weights.toarray()
+    (slice(0, 1, None), slice(0, 2, None), array([[0.5, 0.5]], dtype=float32))
     """
     step = source / out
     reach = max(step, 1.0)
@@ -56,8 +71,15 @@ def axis_filter(source: int, out: int) -> sparse.csr_array:
     weight[(pixel < 0) | (pixel >= source) | (weight < 0)] = 0.0
     weight /= weight.sum(axis=1, keepdims=True)
     row, tap = np.nonzero(weight)
-    values = weight[row, tap].astype(np.float32)
-    return sparse.csr_array((values, (row, pixel[row, tap])), shape=(out, source))
+    values, column = weight[row, tap].astype(np.float32), pixel[row, tap]
+    bands = []
+    for top in range(0, out, per_band := max(1, int(BAND_ROWS / step))):
+        here = (row >= top) & (row < top + per_band)
+        low, high = int(column[here].min()), int(column[here].max()) + 1
+        size = (min(per_band, out - top), high - low)
+        weights = sparse.csr_array((values[here], (row[here] - top, column[here] - low)), size)
+        bands.append((slice(top, top + size[0]), slice(low, high), weights))
+    return tuple(bands)
 
 
 def resize_nearest(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -14,6 +14,7 @@ MAX_PIXELS = 2**26
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 TIFF = (b"II*\0", b"MM\0*")
+WEBP = (b"RIFF", b"WEBP")  # public sets hold some, named .jpg
 FEW_LEVELS = 32
 NARROW_RANGE = 1 / 64
 PROBE_SIDE = 256  # grey levels are counted on about this many rows and columns
@@ -86,7 +87,7 @@ class Study:
 
 
 def read_study(path: str | Path, max_pixels: int = MAX_PIXELS) -> Study:
-    """Read one DICOM, PNG, JPEG or TIFF radiograph. The content decides, never the suffix.
+    """Read one DICOM, PNG, JPEG, TIFF or WebP radiograph. The content decides, never the suffix.
 
     Parameters
     ----------
@@ -114,9 +115,9 @@ def read_study(path: str | Path, max_pixels: int = MAX_PIXELS) -> Study:
     head = _first_bytes(path)
     if head[128:132] == b"DICM" or dicom.starts_like_a_dataset(head):
         return dicom.read(path, max_pixels)
-    if head.startswith((PNG, JPEG, *TIFF)):
+    if head.startswith((PNG, JPEG, *TIFF)) or (head[:4], head[8:12]) == WEBP:
         return raster.read(path, max_pixels)
-    raise Rejected(path, "it is no DICOM, PNG, JPEG or TIFF file")
+    raise Rejected(path, "it is no DICOM, PNG, JPEG, TIFF or WebP file")
 
 
 def _first_bytes(path: Path) -> bytes:
