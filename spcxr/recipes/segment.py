@@ -51,6 +51,12 @@ class SegmentConfig(FinetuneConfig):
         if not self.structures:
             raise ConfigError("structures is empty; name what the masks show, as in lung")
 
+    @property
+    def usual_lr(self) -> float:
+        """The decoder begins as noise and has most of the way to go; the encoder is held back by
+        its layer decay."""
+        return 1e-3
+
 
 def run(config: SegmentConfig) -> Path:
     """Fine-tune, and return the run folder: ``model/``, ``metrics.json``, ``samples/``.

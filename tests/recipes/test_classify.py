@@ -1,0 +1,369 @@
+"""Fine-tuning for labels: the policies as formulas, then whole runs on tiny stores."""
+
+import csv
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+from sklearn.utils.class_weight import compute_class_weight
+
+from spcxr.config import ConfigError
+from spcxr.data.store import Store
+from spcxr.errors import Interrupted, SpcxrError
+from spcxr.infer.predict import load_trained, predict_classes, probabilities
+from spcxr.models.weights import load_model_folder
+from spcxr.recipes import fitting
+from spcxr.recipes.classify import (
+    ClassifyConfig,
+    class_weights,
+    is_one_of_many,
+    masked_bce,
+    one_of_many,
+    run,
+    settle_uncertain,
+)
+from spcxr.recipes.finetune import take_fraction
+from spcxr.train.journal import read_records
+
+NAN = float("nan")
+
+
+def one_label(there):
+    return {"label": ["square" if t else "empty" for t in there]}
+
+
+def findings(there):
+    """Two findings that hold together with the square, some unknown, some uncertain."""
+    first = ["1" if t else "0" for t in there]
+    second = ["1" if t else "0" for t in there]
+    first[0], first[8], second[1], second[16] = "", "-1", "", "-1"
+    return {"nodule": first, "mass": second}
+
+
+def config(store, init, out, **settings):
+    made = {"epochs": 3, "batch_size": 8, "device": "cpu", "precision": "fp32"} | settings
+    return ClassifyConfig(data=str(store.path), init=str(init), out=str(out), **made)
+
+
+def train_losses(folder):
+    return [r["loss"] for r in read_records(folder) if r["kind"] == "train"]
+
+
+# --- formulas -------------------------------------------------------------------------------
+
+
+def test_uncertain_labels_follow_the_policy():
+    matrix = np.array([[1, 0, -1, NAN]], np.float32)
+    for policy, expected in (
+        ("ignore", [1, 0, NAN, NAN]),
+        ("ones", [1, 0, 1, NAN]),
+        ("zeros", [1, 0, 0, NAN]),
+    ):
+        np.testing.assert_array_equal(settle_uncertain(matrix, policy), [expected])
+
+
+def test_masked_bce_is_the_mean_over_known_labels():
+    logits = torch.tensor([[0.3, -2.0, 5.0], [1.0, 0.0, -1.0]], requires_grad=True)
+    values = torch.tensor([[1.0, 0.0, NAN], [NAN, 1.0, 0.0]])
+    terms = [
+        -math.log(1 / (1 + math.exp(-0.3))),
+        -math.log(1 - 1 / (1 + math.exp(2.0))),
+        -math.log(0.5),
+        -math.log(1 - 1 / (1 + math.exp(1.0))),
+    ]
+    loss = masked_bce(logits, values)
+    assert loss.item() == pytest.approx(sum(terms) / 4, rel=1e-6)
+    loss.backward()
+    assert logits.grad[0, 2] == 0
+    assert logits.grad[1, 0] == 0
+    assert (logits.grad[~torch.isnan(values)] != 0).all()
+
+
+def test_positive_weights_multiply_positives_only():
+    logits, values = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    loss = masked_bce(logits, values, torch.tensor([3.0, 100.0]))
+    assert loss.item() == pytest.approx((3 + 1) / 2 * math.log(2), rel=1e-6)
+
+
+def test_class_weights_are_scikit_learns_balanced():
+    classes = np.array([0] * 7 + [1] * 2 + [2])
+    ours = class_weights(np.eye(3, dtype=np.float32)[classes], multilabel=False)
+    theirs = compute_class_weight("balanced", classes=np.arange(3), y=classes)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    several = np.array([[1, 0], [0, 0], [0, NAN], [0, 1]], np.float32)
+    np.testing.assert_allclose(class_weights(several, multilabel=True), [3, 2])
+
+
+def test_cross_entropy_by_hand():
+    logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    values = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    first = -3 + math.log(math.e + math.e**2 + math.e**3)
+    plain, second = one_of_many(logits, values).item(), math.log(3)
+    assert plain == pytest.approx((first + second) / 2, rel=1e-6)
+    weighted = one_of_many(logits, values, torch.tensor([3.0, 1.0, 1.0])).item()
+    assert weighted == pytest.approx((first + 3 * second) / 4, rel=1e-6)
+
+
+def test_one_of_many_is_told_from_several_at_once():
+    assert is_one_of_many(np.array([[1, 0], [0, 1], [NAN, NAN]], np.float32))
+    for not_one in ([[1, 1], [0, 1]], [[0, 0], [0, 1]], [[1, NAN], [0, 1]], [[1], [0]]):
+        assert not is_one_of_many(np.array(not_one, np.float32))
+
+
+def test_fractions_are_nested_keep_patients_whole_and_every_class():
+    rng = np.random.default_rng(0)
+    patients = np.array([f"p{i}" for i in rng.integers(0, 60, 200)])
+    classes = (np.array([int(p[1:]) for p in patients]) % 20 == 0).astype(np.int64)
+    kept = [take_fraction(patients, classes, f, seed=3) for f in (0.1, 0.5, 1.0)]
+    assert (kept[0] <= kept[1]).all()
+    assert kept[2].all()
+    for chosen in kept:
+        assert not set(patients[chosen]) & set(patients[~chosen])
+        assert set(classes[chosen]) == {0, 1}
+    assert len(set(patients[kept[1]])) == pytest.approx(30, abs=2)
+    assert (take_fraction(patients, classes, 0.5, seed=4) != kept[1]).any()
+
+
+# --- whole runs -----------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_its_export_predicts_the_same(make_store, tiny_init, tmp_path):
+    store = make_store(one_label)
+    folder = run(config(store, tiny_init, tmp_path / "run", epochs=12, base_lr=2e-3))
+    losses = train_losses(folder)
+    assert len(losses) == 12 * 4
+    assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
+    facts = json.loads((folder / "metrics.json").read_text())
+    assert facts["rows"] == {"train": 32, "val": 16, "test": 16}
+    assert facts["test"]["overall"]["macro_auroc"]["value"] > 0.95
+    assert facts["test"]["overall"]["macro_auroc"]["n_patients"] == 16
+    assert facts["test"]["multilabel"] is False
+
+    trained = load_trained(folder)
+    assert trained.names == ("empty", "square")
+    assert trained.config["preprocess"] == store.preprocess.to_dict()
+    assert (trained.normalisation.mean, trained.normalisation.std) == (0.25, 0.25)
+    test_rows = store.manifest.rows("test")
+    logits = predict_classes(
+        trained.model,
+        store,
+        test_rows,
+        trained.normalisation,
+        batch_size=8,
+        device=torch.device("cpu"),
+        precision="fp32",
+    )
+    with (folder / "predictions.csv").open() as file:
+        written = {row["path"]: row for row in csv.DictReader(file)}
+    assert len(written) == 32
+    expected = probabilities(logits, multilabel=False)
+    for row, (empty, square) in zip(test_rows, expected, strict=True):
+        found = written[store.manifest.column("path")[row]]
+        assert float(found["p_empty"]) == pytest.approx(empty, abs=1e-5)
+        assert float(found["p_square"]) == pytest.approx(square, abs=1e-5)
+    # the exported weights are those of the best epoch, not of the last
+    best = load_file(folder / "checkpoints" / "best" / "model.safetensors")
+    kept = load_file(folder / "model" / "model.safetensors")
+    assert all((best[f"encoder.{k}"] == v).all() for k, v in kept.items())
+    assert "not a medical device" in (folder / "model_card.md").read_text()
+
+
+def test_several_findings_with_unknown_and_uncertain_ones(make_store, tiny_init, tmp_path):
+    store = make_store(findings)
+    settings = {"epochs": 6, "base_lr": 2e-3, "class_weights": "auto"}
+    folder = run(config(store, tiny_init, tmp_path / "run", **settings))
+    facts = json.loads((folder / "metrics.json").read_text())
+    assert facts["test"]["multilabel"] is True
+    assert facts["test"]["confusion"] is None
+    losses = train_losses(folder)
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    ones = run(config(store, tiny_init, tmp_path / "ones", uncertain="ones", **settings))
+    assert train_losses(ones) != losses
+
+
+class Stop:
+    """Sends SIGTERM to this process in the n-th step."""
+
+    def __init__(self, at, monkeypatch):
+        self.at, self.count, self.real = at, 0, fitting.take_step
+        monkeypatch.setattr(fitting, "take_step", self)
+
+    def __call__(self, *arguments, **settings):
+        self.count += 1
+        if self.count == self.at:
+            signal.raise_signal(signal.SIGTERM)
+        return self.real(*arguments, **settings)
+
+
+@pytest.mark.parametrize("at", [2, 4, 6], ids=["mid-epoch", "end of epoch", "later"])
+def test_a_stopped_run_ends_as_it_would_have(at, make_store, tiny_init, tmp_path, monkeypatch):
+    store = make_store(one_label)
+    whole = run(config(store, tiny_init, tmp_path / "whole", drop_path=0.3))
+    settings = config(store, tiny_init, tmp_path / "stopped", drop_path=0.3)
+    with monkeypatch.context() as patch:
+        Stop(at, patch)
+        with pytest.raises(Interrupted, match=r"--resume auto"):
+            run(settings)
+    assert len(train_losses(tmp_path / "stopped")) == at
+    stopped = run(settings)
+    assert train_losses(stopped) == train_losses(whole)
+    one, other = (load_file(f / "model" / "model.safetensors") for f in (whole, stopped))
+    assert all((one[k] == other[k]).all() for k in one)
+    same = [(f / "metrics.json").read_text() for f in (whole, stopped)]
+    assert same[0] == same[1]
+
+
+def test_the_seed_settles_everything(make_store, tiny_init, tmp_path):
+    store = make_store(one_label)
+    first, again, other = (
+        train_losses(run(config(store, tiny_init, tmp_path / name, epochs=1, seed=seed)))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first == again != other
+
+
+def test_a_frozen_encoder_stays_as_it_was(make_store, tiny_init, tmp_path):
+    store = make_store(one_label)
+    folder = run(config(store, tiny_init, tmp_path / "run", freeze=True))
+    before, after = (load_model_folder(f).encoder.state_dict() for f in (tiny_init, folder))
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    losses = train_losses(folder)
+    assert losses[-1] < losses[0]
+
+
+def test_from_scratch_and_from_a_bare_file(make_store, tmp_path):
+    store = make_store(one_label, count=16)
+    settings = {"model": "vit_tiny", "patch_px": 16, "epochs": 1}
+    folder = run(config(store, "scratch", tmp_path / "scratch", **settings))
+    trained = load_trained(folder)
+    assert trained.normalisation.mean == pytest.approx(store.mean)
+    bare = folder / "model" / "model.safetensors"
+    again = run(config(store, bare, tmp_path / "bare", image_px=64, **settings))
+    assert load_model_folder(again).encoder.image_px == (64, 64)
+
+
+def test_a_manifest_is_prepared_as_the_init_wants_it(tiny_init, tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["path,split,label"]
+    for i in range(12):
+        pixels = rng.integers(0, 255, (40, 50)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{('train', 'val', 'test')[i % 3]},{'ab'[i // 3 % 2]}")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(lines))
+    folder = run(
+        ClassifyConfig(
+            data=str(table), init=str(tiny_init), out=str(tmp_path / "run"), epochs=1, device="cpu"
+        )
+    )
+    store = Store.open(folder / "store")
+    assert store.preprocess.to_dict() == load_model_folder(tiny_init).config["preprocess"]
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+def squares_but(column):
+    return lambda there: {"square": [str(int(t)) for t in there], "other": column}
+
+
+BAD = {
+    "no labels": ({}, {}, "no label columns"),
+    "unknown label": (one_label, {"labels": ("fog",)}, "no label 'fog'"),
+    "all blank": (squares_but([*[""] * 63, "1"]), {}, "other blank in all rows; choose"),
+    "one class only": (squares_but(["0"] * 64), {}, r"other the same .*--labels square"),
+    "blank split": (
+        lambda there: {"square": ["01"[i // 4 % 2] if i % 4 < 2 else "" for i in range(64)]},
+        {},
+        "blank in all rows of val",
+    ),
+    "val of one class": (
+        lambda there: {"square": ["01"[i // 4 % 2] if i % 4 != 2 else "1" for i in range(64)]},
+        {},
+        "--val-splits",
+    ),
+    "no such split": (one_label, {"train_splits": ("fold1",)}, "no row in split 'fold1'"),
+    "not one of many": (findings, {"task": "multiclass"}, "--task multilabel"),
+    "another patch": (one_label, {"patch_px": 16}, "leave --patch-px out"),
+    "another model": (one_label, {"model": "vit_small"}, "leave --model out"),
+    "no init": (one_label, {"init": "nowhere"}, "nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_the_folder_free(case, make_store, tiny_init, tmp_path):
+    columns, settings, said = BAD[case]
+    store = make_store(columns)
+    wanted = {"init": tiny_init, "out": tmp_path / "run"} | settings
+    with pytest.raises(SpcxrError, match=said) as error:
+        run(config(store, **wanted))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_images_prepared_otherwise_are_refused(make_store, tiny_init, tmp_path):
+    settings = json.loads((tiny_init / "config.json").read_text())
+    settings["preprocess"]["fit"] = "crop"
+    (tiny_init / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(SpcxrError, match=r"fit pad, not crop.*--fit crop"):
+        run(config(make_store(one_label), tiny_init, tmp_path / "run"))
+
+
+def test_losses_that_stay_not_finite_end_the_run(make_store, tiny_init, tmp_path):
+    settings = config(make_store(one_label), tiny_init, tmp_path / "run", base_lr=1e30, clip=0.0)
+    with pytest.raises(SpcxrError, match=r"not finite"):
+        run(settings)
+    notes = (tmp_path / "run" / "bad_steps.jsonl").read_text().splitlines()
+    assert len(json.loads(notes[0])["image_ids"]) == 8
+
+
+def test_another_runs_folder_is_left_alone(make_store, tiny_init, tmp_path):
+    store = make_store(one_label)
+    folder = run(config(store, tiny_init, tmp_path / "run", epochs=1))
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(SpcxrError, match=r"other settings \(epochs 1, now 2\)"):
+        run(config(store, tiny_init, folder, epochs=2))
+    with pytest.raises(SpcxrError, match="choose another --out"):
+        run(config(store, tiny_init, folder, epochs=1, resume="never"))
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_changed_images_are_noticed_on_resume(make_store, tiny_init, tmp_path, monkeypatch):
+    store = make_store(one_label, name="first")
+    settings = config(store, tiny_init, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        Stop(2, patch)
+        with pytest.raises(Interrupted):
+            run(settings)
+    store.path.rename(tmp_path / "moved")
+    make_store(one_label, name="first", count=32)
+    with pytest.raises(SpcxrError, match="content differs"):
+        run(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"label_fraction": 0.0}, "label_fraction"),
+        ({"init": "scratch", "freeze": True}, "--init"),
+        ({"val_splits": ()}, "val_splits"),
+        ({"epochs": 3, "warmup_epochs": 3.0}, "warmup_epochs"),
+        ({"uncertain": "maybe"}, "choose one of"),
+    ],
+)
+def test_settings_that_cannot_be(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        ClassifyConfig(**({"data": "d", "init": "i", "out": "o"} | settings))
+
+
+def test_fresh_weights_are_not_slowed_layer_by_layer():
+    made = [ClassifyConfig(data="d", init=i, out="o") for i in ("scratch", "runs/a")]
+    assert [c.decay_per_layer for c in made] == [1.0, 0.55]
+    assert made[0].peak_lr == 2.5e-4
+    large = ClassifyConfig(data="d", init="runs/a", out="o", batch_size=512)
+    assert large.peak_lr == 5e-4
