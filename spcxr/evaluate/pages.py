@@ -23,11 +23,11 @@ from spcxr.evaluate.summary import ClassSummary
 Array = NDArray[Any]
 
 TITLES = {
-    "macro_auroc": "AUROC, mean of classes",
-    "macro_average_precision": "average precision, mean of classes",
+    "macro_auroc": "mean AUROC",
+    "macro_average_precision": "mean average precision",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "F1, mean of classes",
+    "macro_f1": "mean F1",
     "auroc": "AUROC",
     "average_precision": "average precision",
     "sensitivity": "sensitivity",
@@ -35,7 +35,8 @@ TITLES = {
     "dice": "Dice",
     "iou": "IoU",
 }
-CURVES_PER_PLOT = 4
+CURVES_PER_PLOT = 3
+FEW_CASES = 10  # below this, resampling cannot know how varied the cases are
 BAND_RESAMPLES = 500
 FALSE_POSITIVE_RATES = np.linspace(0, 1, 101)
 
@@ -79,6 +80,16 @@ def class_table(caption: str, summary: ClassSummary) -> Table:
         note += (
             f" Not in the means, for want of positive or negative rows: "
             f"{', '.join(summary.left_out)}."
+        )
+    few = [
+        name
+        for name, (positive, known) in summary.positives.items()
+        if 0 < min(positive, known - positive) < FEW_CASES
+    ]
+    if few:
+        note += (
+            f" Fewer than {FEW_CASES} positive or negative rows, so the interval is too narrow "
+            f"to trust: {', '.join(few)}."
         )
     return Table(caption, ["class", "positive", *(TITLES[key] for key in keys)], rows, note)
 
@@ -180,7 +191,7 @@ def overlay_picture(examples: Sequence[tuple[str, float, Array, Array]], what: s
     drawn = [picture for _, _, _, picture in examples]
     said = "; ".join(f"{name}, Dice {value:.3f}" for name, value, _, _ in examples)
     return Picture(
-        f"{what}: the prediction in orange, the true mask in blue, for three of the images. "
+        f"{what}: the prediction in orange, the true mask in blue; {said}. "
         "The upper row shows the images alone.",
         f"Outlines of {what} over radiographs: {said}.",
         png=grid([plain, drawn], columns),

@@ -138,15 +138,18 @@ def _one_class(
 def _overall(
     truth: Array, score: Array, called: Array, there: Array, multilabel: bool
 ) -> dict[str, Statistic]:
-    """The metrics over all classes; a resample that lacks a class which is there is undefined."""
+    """The metrics over all classes that are there.
+
+    A resample without a case of a rare class takes the mean of the others. To drop such resamples
+    would keep, of a set with many rare classes, only the few that happen to hold them all.
+    """
 
     def macro(metric: metrics.Metric) -> Callable[[Array], Array]:
-        def value(weights: Array) -> Array:
-            if not there.any():
-                return np.full(np.shape(weights)[:-1], np.nan)
-            return metrics.by_class(metric, truth[:, there], score[:, there], weights).mean(-1)
-
-        return value
+        return lambda w: _mean_of_known(
+            metrics.by_class(metric, truth[:, there], score[:, there], w)
+            if there.any()
+            else np.full((*np.shape(w)[:-1], 1), np.nan)
+        )
 
     made: dict[str, Statistic] = {
         "macro_auroc": macro(metrics.auroc),
@@ -162,8 +165,15 @@ def _overall(
     return made | {
         "accuracy": of_confusion(metrics.accuracy),
         "balanced_accuracy": of_confusion(metrics.balanced_accuracy),
-        "macro_f1": of_confusion(lambda c: metrics.f1(c)[..., there].mean(-1)),
+        "macro_f1": of_confusion(lambda c: _mean_of_known(metrics.f1(c)[..., there])),
     }
+
+
+def _mean_of_known(values: Array) -> Array:
+    """``(..., K)`` -> ``(...)``: the mean, NaN left out; NaN where all are."""
+    known = ~np.isnan(values)
+    total, count = np.where(known, values, 0.0).sum(-1), known.sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def summarise_masks(

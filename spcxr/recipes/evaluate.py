@@ -121,7 +121,7 @@ def choose_sets(config: EvaluateConfig, trained: TrainedModel, folder: Path) -> 
         store = open_data(path, trained, folder / f"store-{number}", config.run)
         name = stems[number] if stems.count(stems[number]) == 1 else path
         if config.splits == (EVERY_SPLIT,):
-            yield TestSet(name, store, np.arange(len(store), dtype=np.int64))
+            yield TestSet(name, path, store, np.arange(len(store), dtype=np.int64))
             continue
         found = [split for split in config.splits if len(store.manifest.rows(split))]
         if not found:
@@ -130,7 +130,7 @@ def choose_sets(config: EvaluateConfig, trained: TrainedModel, folder: Path) -> 
                 f"{', '.join(store.manifest.splits) or 'none'}: choose with --splits, or 'all'"
             )
         for split in found:
-            yield TestSet(f"{name}: {split}", store, store.manifest.rows(split))
+            yield TestSet(f"{name}: {split}", path, store, store.manifest.rows(split))
 
 
 def open_data(path: str, trained: TrainedModel, made: Path, run: str) -> Store:
@@ -187,7 +187,7 @@ def as_json(
         result.test_set.name: {
             "rows": result.n_rows,
             "patients": result.n_patients,
-            "store": str(result.test_set.store.path),
+            "data": result.test_set.source,
             "phantoms": result.test_set.drawn,
             "overall": result.overall,
             **result.details,
@@ -202,7 +202,7 @@ def describe(
     config: EvaluateConfig, trained: TrainedModel, settings: Settings, sets: Sequence[TestSet]
 ) -> dict[str, object]:
     """Where the numbers come from, for the page and ``metrics.json``."""
-    hashes = {s.store.path.name: s.store.facts["content_hash"][:16] for s in sets}
+    hashes = {s.source: s.store.facts["content_hash"][:16] for s in sets}
     preprocess = ", ".join(f"{k} {v}" for k, v in trained.config["preprocess"].items())
     return {
         "torch": torch.__version__,

@@ -36,11 +36,12 @@ CHUNK_ROWS = 512
 
 @dataclass(frozen=True)
 class TestSet:
-    """Rows of a store that are measured together, under one name."""
+    """Rows of a store that are measured together; ``source`` is the data they came from."""
 
     __test__ = False  # not a pytest class
 
     name: str
+    source: str
     store: Store
     rows: Rows
 
@@ -181,7 +182,8 @@ def _measure_classes(trained: TrainedModel, test_set: TestSet, settings: Setting
             threshold=settings.threshold,
         )
 
-    usable: Array = ~np.isnan(labels).all(1) if trained.multilabel else (labels == 1).sum(1) == 1
+    known = ~np.isnan(labels).all(1)
+    usable: Array = np.asarray(known if trained.multilabel else (labels == 1).sum(1) == 1)
     if not usable.any():
         raise SpcxrError(
             f"{test_set.store.path}: no row of {test_set.name} has a known label among "

@@ -207,3 +207,13 @@ def test_overlay_draws_the_prediction_over_the_truth():
 def test_best_median_worst_of_one_and_of_none():
     assert {index for _, index in best_median_worst(np.array([0.5]))} == {0}
     assert best_median_worst(np.array([np.nan])) == ()
+
+
+def test_a_rare_class_does_not_throw_the_other_classes_away():
+    """Six classes of one positive patient each: nearly every resample misses one of them."""
+    labels = np.concatenate([np.eye(6), np.zeros((30, 6))])
+    scores = labels + np.random.default_rng(0).random(labels.shape)
+    made = summarise_classes(labels, scores, np.arange(36), tuple("abcdef"), multilabel=True, n=400)
+    assert made.by_class["a"]["auroc"].n_undefined > 100
+    assert made.overall["macro_auroc"].n_undefined < 5
+    assert "too narrow to trust: a, b, c, d, e, f." in pages.class_table("", made).note
