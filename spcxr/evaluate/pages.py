@@ -71,7 +71,13 @@ def class_table(caption: str, summary: ClassSummary) -> Table:
     for name in summary.names:
         positive, known = summary.positives[name]
         found = summary.by_class[name]
-        rows.append([name, f"{positive} of {known}", *(found[key] for key in keys)])
+        rows.append(
+            [
+                name,
+                f"{positive}\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}{known}",
+                *(found[key] for key in keys),
+            ]
+        )
     if summary.threshold is None:
         note = "Sensitivity and specificity: the class of the highest probability is called."
     else:

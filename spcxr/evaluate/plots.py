@@ -176,7 +176,7 @@ def confusion(matrix: Array, names: Sequence[str]) -> str:
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = max(2.8, 0.75 * len(names) + 1.0)
     with matplotlib.rc_context({**STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
-        figure, axes = _figure(side, side)
+        figure, axes = _figure(side, side - 0.35)
         axes.grid(False)
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(matrix):
