@@ -7,6 +7,7 @@ nothing: PatientOrientation describes the image as stored, after that flip (PS3.
 
 from __future__ import annotations
 
+import logging
 import struct
 import warnings
 import zlib
@@ -132,18 +133,20 @@ def refuse(path: str | Path, header: Header, max_pixels: int) -> None:
     """
     if header.modality and header.modality not in MODALITIES:
         known = ", ".join(MODALITIES)
-        raise Rejected(path, f"its Modality is {header.modality[:16]}, not one of {known}")
+        raise Rejected(path, f"its Modality is {_quoted(header.modality)}, not one of {known}")
     known_part = header.body_part not in NO_BODY_PART
     if known_part and not any(w in header.body_part for w in CHEST_WORDS):
-        raise Rejected(path, f"its BodyPartExamined is {header.body_part[:16]}, not the chest")
+        raise Rejected(path, f"its BodyPartExamined is {_quoted(header.body_part)}, not the chest")
     if header.position not in POSITIONS:
-        raise Rejected(path, f"its PatientPosition is {header.position[:16]}, no known position")
+        raise Rejected(
+            path, f"its PatientPosition is {_quoted(header.position)}, no known position"
+        )
     if header.for_processing:
         raise Rejected(path, "it is FOR PROCESSING (raw); export the image FOR PRESENTATION")
     if header.frames != 1:
         raise Rejected(path, f"it has {header.frames} frames, not one radiograph")
     if header.rows < 1 or header.columns < 1:
-        raise Rejected(path, "it holds no image: Rows or Columns is missing")
+        raise Rejected(path, "it holds no image: no Rows or Columns, or cut short before them")
     if header.rows * header.columns > max_pixels:
         size = f"{header.columns} x {header.rows}"
         raise Rejected(path, f"it has {size} pixels, over the limit of {max_pixels} (max_pixels)")
@@ -156,6 +159,11 @@ def refuse(path: str | Path, header: Header, max_pixels: int) -> None:
     grey = header.photometric in GREY and header.samples == 1
     if not grey and not (header.photometric.startswith(COLOUR) and header.samples == 3):
         raise Rejected(path, "its PhotometricInterpretation is neither grey nor RGB or YBR")
+
+
+def _quoted(code: str) -> str:
+    """A code string for a message; a longer value than the standard allows may be anything."""
+    return code if len(code) <= 16 else "another word"
 
 
 def decode(path: str | Path, dataset: pydicom.Dataset) -> np.ndarray:
@@ -224,11 +232,19 @@ def codestream_size(data: bytes) -> tuple[int, int] | None:
 def _reading(path: str | Path, reason: str) -> Iterator[None]:
     """Damage becomes a `Rejected` without the library's words, which may quote header values."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom warns of odd values, and quotes them
+        # pydicom warns of odd values, logs them too, and quotes the patient's name if it is odd.
+        warnings.simplefilter("ignore")
+        logging.getLogger("pydicom").addFilter(_say_nothing)
         try:
             yield
         except DAMAGED as error:
             raise Rejected(path, f"{reason} ({type(error).__name__})") from error
+        finally:
+            logging.getLogger("pydicom").removeFilter(_say_nothing)
+
+
+def _say_nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def _open(path: str | Path, max_pixels: int) -> pydicom.Dataset:
@@ -248,10 +264,11 @@ def _open(path: str | Path, max_pixels: int) -> pydicom.Dataset:
 
 def _refuse_inflation(path: str | Path, data: bytes, limit: int) -> None:
     """Inflate a deflated dataset once, bounded, so that a bomb does not go off."""
+    if data[132:136] != b"\2\0\0\0":
+        raise Rejected(path, "it is deflated and lacks the length of its file meta information")
     start = 144 + struct.unpack("<I", data[140:144])[0]  # the end of group 0002, PS3.10 7.1
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflate.decompress(data[start:], limit)
-    if inflate.unconsumed_tail:
+    if len(inflate.decompress(data[start:], limit)) == limit:
         raise Rejected(path, "it unpacks to more than the limit on its size (max_pixels)")
 
 

@@ -21,6 +21,7 @@ VIEWS = {
 FOR_PROCESSING_CLASS = "1.2.840.10008.5.1.4.1.1.1.1.1"
 DAYS_PER = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 OLDEST = 120.0
+DAMAGED_WORD = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,12 @@ def text(dataset: pydicom.Dataset, keyword: str) -> str | None:
 
 
 def word(dataset: pydicom.Dataset, keyword: str) -> str:
-    """A code string as upper-case letters and digits only: vendors differ in all else."""
-    return re.sub(r"[^A-Z0-9]", "", str(dataset.get(keyword) or "").upper())
+    """A code string as upper-case letters and digits only: vendors differ in all else.
+
+    Damage may let a value run into the next element; what is not printable is not quoted either.
+    """
+    value = str(dataset.get(keyword) or "").strip(" \0").upper()
+    return re.sub(r"[^A-Z0-9]", "", value) if value.isprintable() else DAMAGED_WORD
 
 
 def parse_age(age: str | None) -> tuple[float | None, str]:

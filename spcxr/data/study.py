@@ -17,7 +17,7 @@ TIFF = (b"II*\0", b"MM\0*")
 WEBP = (b"RIFF", b"WEBP")  # public sets hold some, named .jpg
 FEW_LEVELS = 32
 NARROW_RANGE = 1 / 64
-PROBE_SIDE = 256  # grey levels are counted on about this many rows and columns
+PROBE_SIDE = 128  # grey levels are counted on about this many rows and columns
 
 
 class Rejected(SpcxrError):
