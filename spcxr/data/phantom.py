@@ -105,8 +105,8 @@ def plan(
         if not 0 <= ratio <= 1:
             raise SpcxrError(f"{name} {ratio}: choose a share from 0 to 1")
     group, place = divmod(patient_of(index)[0], len(LABELS))
-    # The R-sequence in two dimensions (Roberts 2018); it starts with a train patient, an adult.
-    share, youth = (0.1 + group * 0.7548776662) % 1, (0.9 + group * 0.5698402910) % 1
+    # Two additive recurrences (golden ratio, plastic number): even shares from the first rows on.
+    share, youth = group * 0.6180339887 % 1, (0.9 + group * 0.7548776662) % 1
     label = LABELS[(place + group) % len(LABELS)]
     bounds = np.cumsum([ratio * (1 - drift_ratio) for ratio in SPLITS.values()])
     split = (*SPLITS, "drift")[int(np.searchsorted(bounds, share, side="right"))]

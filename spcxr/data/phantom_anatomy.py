@@ -47,6 +47,7 @@ class Pose:
     shift: tuple[float, float]
     raised: float  # how far the diaphragm stands above full inspiration
     shoulders: float  # height of the shoulders; 0 relaxed, negative raised
+    chin: float  # y of the chin's lower edge
 
 
 def draw_anatomy(rng: np.random.Generator, child: bool) -> Anatomy:
@@ -66,11 +67,11 @@ def draw_anatomy(rng: np.random.Generator, child: bool) -> Anatomy:
         heart_tilt=u(0.5, 0.85),
         aorta=u(0.09, 0.125),
         thymus=0.0,
-        breast=u(0.05, 0.2) if sex == "F" else u(0, 0.035),
+        breast=u(0.02, 0.1) if sex == "F" else u(0, 0.025),
         rib_drop=u(0.56, 0.78),
         rib_pitch=u(0.158, 0.172),
         rib_height=u(0.042, 0.05),
-        cortex=u(0.0065, 0.0095),
+        cortex=u(0.0075, 0.0105),
         scoliosis=rng.normal(0, 0.015),
     )
     if not child:
@@ -86,15 +87,15 @@ def draw_anatomy(rng: np.random.Generator, child: bool) -> Anatomy:
         depth=u(0.68, 0.78) - 0.008 * age,
         wall=u(0.07, 0.14),
         flare=u(0.03, 0.09),
-        heart=u(0.46, 0.57) - 0.004 * age,
+        heart=u(0.5, 0.6) - 0.005 * age,
         heart_tilt=u(0.4, 0.65),
         aorta=u(0.07, 0.09),
-        thymus=u(0.0, 0.16) if age < 5 else 0.0,
+        thymus=u(0.0, 0.11) if age < 5 else 0.0,
         breast=0.0,
         rib_drop=u(0.36, 0.5),
         rib_pitch=u(0.142, 0.152) + 0.0012 * age,
         rib_height=u(0.04, 0.046),
-        cortex=u(0.0065, 0.009),
+        cortex=u(0.0075, 0.01),
     )
 
 
@@ -110,5 +111,6 @@ def draw_pose(rng: np.random.Generator, anatomy: Anatomy) -> Pose:
         zoom=(u(2.42, 2.75) if not anatomy.child else u(2.5, 3.0)),
         shift=(rng.normal(0, 0.04), rng.normal(0, 0.045)),
         raised=u(0.02, 0.2) if supine else u(0, 0.1),
-        shoulders=u(-0.1, 0.05) - (0.08 if anatomy.child else 0.0),
+        shoulders=u(-0.45, -0.08) if anatomy.child else u(-0.1, 0.05),
+        chin=u(-0.62, -0.38) if anatomy.child else u(-0.85, -0.5),
     )

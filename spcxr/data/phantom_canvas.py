@@ -15,7 +15,9 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 
 LOW, HIGH, KNOTS = -3.0, 5.0, 8192  # the span of body coordinates that a curve's table covers
+SPACING_PX = 1.0  # of samples: above one pixel, a splat shows its own grain
 Array = np.ndarray
+Samples = list[tuple[Array, Array]]  # points (..., 2 or 3) and weights (...), float32
 
 
 @dataclass(frozen=True)
@@ -85,27 +87,28 @@ class Canvas:
         rows, columns = self.to_pixels(corners)
         return _span(rows, self.shape[0]), _span(columns, self.shape[1])
 
-    def splat(self, points: Array, weights: Array) -> Array:
+    def splat(self, samples: Samples) -> Array:
         """(H, W) float32: each point's weight shared by its four pixels, per pixel area.
 
-        With ``weights`` the volumes (body units cubed) at body ``points`` (..., 2 or 3), the sum
-        is the path length of the drawn thing along the beam.
+        ``samples`` holds pairs of body points (..., 2 or 3) and weights (...). With volumes (body
+        units cubed) for weights, the sum is the drawn things' path length along the beam.
         """
         height, width = self.shape
-        rows, columns = self.to_pixels(points)
-        rows, columns = rows.ravel(), columns.ravel()
-        weights = np.broadcast_to(weights, points.shape[:-1]).ravel()
-        inside = (rows >= 0) & (rows < height - 1) & (columns >= 0) & (columns < width - 1)
-        rows, columns, weights = rows[inside], columns[inside], weights[inside]
+        parts = []
+        for points, weights in samples:
+            rows, columns = self.to_pixels(points)
+            inside = (rows >= 0) & (rows < height - 1) & (columns >= 0) & (columns < width - 1)
+            parts.append((rows[inside], columns[inside], weights[inside]))
+        rows, columns, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
         top, left = rows.astype(np.int32), columns.astype(np.int32)
-        below, right = rows - top, columns - left
+        right = columns - left
         start = top * width + left
-        lower, upper = weights * below, weights * (1 - below)
+        lower = weights * (rows - top)
         total = np.zeros(height * width)
-        corners = ((0, upper * (1 - right)), (1, upper * right))
-        corners += ((width, lower * (1 - right)), (width + 1, lower * right))
-        for step, part in corners:
-            total += np.bincount(start + step, part, minlength=total.size)
+        for shift, part in ((0, weights - lower), (width, lower)):
+            moved = part * right
+            total += np.bincount(start + shift, part - moved, minlength=total.size)
+            total += np.bincount(start + (shift + 1), moved, minlength=total.size)
         return (total * self.scale**2).astype(np.float32).reshape(height, width)
 
 
@@ -138,6 +141,26 @@ def lookup(table: Array, value: float) -> float:
     1.0
     """
     return float(table[int(_table_index(np.array(value)))])
+
+
+def polyline(canvas: Canvas, knots: ArrayLike, bend: float = 0.0) -> Array:
+    """(n, 2 or 3) float32: evenly spaced points along lines through ``knots``, in body units.
+
+    ``bend`` rounds the corners over about that length.
+
+    >>> polyline(Canvas((9, 9), 2.0, 0.0, (0.0, 0.0), 0.0), [(0, 0), (4, 0)]).shape
+    (8, 2)
+    """
+    knots = np.asarray(knots, np.float64)
+    at = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1))])
+    where = np.linspace(0, at[-1], max(8, math.ceil(at[-1] * canvas.scale / SPACING_PX)))
+    columns = [np.interp(where, at, column) for column in knots.T]
+    if bend > 0:
+        reach = min(max(1, round(bend * canvas.scale / SPACING_PX)), where.size - 1)
+        kernel = np.hanning(2 * reach + 3)[1:-1] / (reach + 1)
+        columns = [np.pad(c, reach, mode="reflect", reflect_type="odd") for c in columns]
+        columns = [np.convolve(column, kernel, "valid") for column in columns]
+    return np.stack(columns, -1).astype(np.float32)
 
 
 def ball(squared: Array) -> Array:

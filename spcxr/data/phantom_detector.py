@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from spcxr.data.phantom_canvas import Array, Canvas, blur_wide, smooth_noise
+from spcxr.data.phantom_canvas import Array, Canvas, blur_wide, polyline, smooth_noise
 from spcxr.data.phantom_vessels import solid
 
 SOFT_PER_MM, BONE_PER_MM = 0.0205, 0.057
@@ -47,8 +47,8 @@ class Site:
 
 
 SITES = {
-    "site-a": Site("DX", False, 1.1, 0.5, 0.7, 5.2, 0.5, 0.0, 5000.0, 0.12, 0.0, "L"),
-    "site-b": Site("CR", True, 1.2, 0.25, 0.0, 3.6, 0.44, 0.75, 1400.0, 0.3, 0.006, "R"),
+    "site-a": Site("DX", False, 1.1, 0.45, 0.7, 4.4, 0.52, 0.0, 20000.0, 0.2, 0.0, "L"),
+    "site-b": Site("CR", True, 1.2, 0.3, 0.0, 4.2, 0.46, 0.75, 5000.0, 0.35, 0.006, "R"),
 }
 
 
@@ -61,7 +61,8 @@ def expose(
     if site.modality == "CR":
         attenuation = attenuation + 3.0 * lead
     beam = np.exp(-attenuation)
-    beam += site.scatter * blur_wide(beam, 7) + 0.0015
+    # Thick parts scatter more than they let through, so bones fade below the diaphragm.
+    beam += site.scatter * blur_wide(beam * np.maximum(attenuation / 2, 0) ** 1.5, 9) + 0.0015
     heel = 1 + rng.normal(0, 0.05) * np.linspace(-1, 1, canvas.shape[0], dtype=np.float32)
     beam *= heel[:, None]
     if site.blur_px:
@@ -88,12 +89,12 @@ def _look(logged: Array, canvas: Canvas, site: Site, rng: np.random.Generator) -
         rows = np.arange(canvas.shape[0], dtype=np.float32)[:, None]
         shown += site.grid * (high - low) * np.sin(rows * np.float32(2 * np.pi / 3.37))
         shown += 0.012 * smooth_noise(canvas.shape, 3, rng) * (high - low)
-    low, high = np.quantile(shown[::6, ::6], (0.03, 0.98))
+    low, high = np.quantile(shown[::6, ::6], (0.03, 0.99))
     value = (shown - low) / (high - low)
     slope = site.slope * rng.uniform(0.85, 1.15)
     middle = site.middle + rng.normal(0, 0.035)
     curve = 1 / (1 + np.exp(-slope * (value - middle)))
-    bottom, top = (1 / (1 + np.exp(-slope * (v - middle))) for v in (-0.12, 1.18))
+    bottom, top = (1 / (1 + np.exp(-slope * (v - middle))) for v in (-0.1, 1.1))
     return (curve - bottom) / (top - bottom)
 
 
@@ -109,19 +110,17 @@ def _letter(canvas: Canvas, site: Site, rng: np.random.Generator) -> Array:
     pixels = Canvas(
         canvas.shape, 1.0, 0.0, ((canvas.shape[1] - 1) / 2, (canvas.shape[0] - 1) / 2), 0.0
     )
-    total = np.zeros(canvas.shape, np.float32)
+    samples = []
     width = 0.085 * size
     for stroke in LETTERS[site.letter]:
         knots = np.array(stroke) * size @ turn.T + corner
-        at = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1))])
-        where = np.linspace(0, at[-1], max(4, int(2 * at[-1])))
-        path = np.stack([np.interp(where, at, knots[:, k]) for k in range(2)], -1)[None]
+        path = polyline(pixels, knots)[None]
         along = np.gradient(path, axis=1)
         stride = np.linalg.norm(along, axis=-1)
         normal = np.stack([-along[..., 1], along[..., 0]], -1) / stride[..., None]
         radii = np.full(stride.shape, width)
-        total += solid(pixels, path.astype(np.float32), normal.astype(np.float32), radii, stride)
-    return np.clip(total / (1.2 * width), 0, 1)
+        samples.append(solid(pixels, path, normal, radii, stride))
+    return np.clip(pixels.splat(samples) / (1.2 * width), 0, 1)
 
 
 def _collimate(picture: Array, site: Site, rng: np.random.Generator) -> Array:
@@ -137,5 +136,5 @@ def _collimate(picture: Array, site: Site, rng: np.random.Generator) -> Array:
     inner = np.minimum(inner, np.minimum(across - margins[2], width - 1 - margins[3] - across))
     if site.modality == "DX":
         return picture * np.clip(inner + 0.5, 0, 1)
-    shade = np.clip(1 - inner / (0.012 * width), 0, 1)
-    return picture + (0.8 - picture) * 0.8 * shade
+    shade = np.clip(1 - inner / (0.006 * width), 0, 1)
+    return picture + (0.75 - picture) * 0.7 * shade

@@ -132,13 +132,13 @@ def _radiograph(
     """(H, W) uint16: all parts' path lengths added and exposed."""
     opacity = draw_opacity(canvas, organs.landmarks, label, anatomy.child, rng)
     bone = draw_skeleton(canvas, anatomy, pose, organs.landmarks, rng)
-    vessels = draw_vessels(canvas, organs.lung_mask, rng) * rng.uniform(0.8, 1.3)
+    vessels = draw_vessels(canvas, organs.lung, rng) * rng.uniform(1.1, 1.7)
     grain = (
-        1 + 0.035 * smooth_noise(canvas.shape, 70, rng) + 0.03 * smooth_noise(canvas.shape, 25, rng)
+        1 + 0.02 * smooth_noise(canvas.shape, 70, rng) + 0.012 * smooth_noise(canvas.shape, 25, rng)
     )
     air = organs.lung * (AIR * grain * (1 - opacity))
     air = np.maximum(air - 0.8 * vessels * (1 - opacity), 0)
-    air += organs.gas + 0.9 * draw_airways(canvas, anatomy, pose)
+    air += organs.gas + 1.15 * draw_airways(canvas, anatomy, pose)
     muscle = 1 + 0.012 * smooth_noise(canvas.shape, 9, rng)
     soft = np.maximum(organs.body * muscle - air, 0)
     return expose(canvas, anatomy.unit_mm * soft, anatomy.unit_mm * bone, look, rng)

@@ -40,13 +40,15 @@ def draw_organs(canvas: Canvas, anatomy: Anatomy, pose: Pose, rng: np.random.Gen
     """Torso, lungs, heart and mediastinum, diaphragm and gastric bubble."""
     marks = _landmarks(anatomy, pose)
     cavity, below = _cavity(canvas, anatomy, marks)
-    heart = _heart(canvas, anatomy, pose, marks)
-    middle = np.maximum(_mediastinum(canvas, anatomy), heart)
-    lung = np.maximum(cavity - middle, 0)
+    middle, place = _silhouette(canvas, anatomy, pose, marks)
+    # Behind the domes only the rear recess holds lung, more of it towards the sides.
+    recess = cavity * step(np.abs(canvas.x) - 0.45, 0.38)
+    under = np.clip(below * canvas.scale + 0.5, 0, 1)
+    lung = np.maximum(cavity - middle, 0) * (1 - under) + recess * under
     mask = (cavity > 0.02) & (below < 0) & (middle <= 0)
     body = _torso(canvas, anatomy, pose) + _breasts(canvas, anatomy)
     gas = _stomach(canvas, marks, rng)
-    heart_mask = (heart > 0) & (below < 0.06)
+    heart_mask = (middle > 0) & (canvas.y > 0.82 + 0.12 * place * place) & (below < 0.06)
     return Organs(body, lung, gas, mask, heart_mask, marks)
 
 
@@ -79,9 +81,11 @@ def _cavity(canvas: Canvas, anatomy: Anatomy, marks: Landmarks) -> tuple[Array, 
     side = np.abs(canvas.x)
     ratio = side / marks.wall[canvas.y_index]
     bulge = curve_table([0, 0.02, 0.1, 0.3, 0.8, 1.6], [0, 0.16, 0.34, 0.62, 0.95, 1.0])
-    cavity = 2 * anatomy.depth * bulge[canvas.y_index] * ball(ratio**2) ** 0.8
+    cavity = 2 * anatomy.depth * bulge[canvas.y_index] * ball(ratio * ratio)
     high = np.linspace(0, 1, 16) ** 2 * 0.24
-    medial = curve_table(high, 0.45 - 0.29 * np.sqrt(1 - (1 - high / 0.24) ** 2))
+    medial = curve_table(
+        [*high, 0.3, 0.7], [*(0.45 - 0.29 * np.sqrt(1 - (1 - high / 0.24) ** 2)), 0.155, -0.05]
+    )
     cavity *= step(side - medial[canvas.y_index] - 0.012, 0.012)
     cavity[canvas.y < 0] = 0
     below = canvas.y - marks.dome[canvas.x_index]
@@ -90,49 +94,66 @@ def _cavity(canvas: Canvas, anatomy: Anatomy, marks: Landmarks) -> tuple[Array, 
     return cavity, below
 
 
-def _mediastinum(canvas: Canvas, anatomy: Anatomy) -> Array:
-    """Path of the great vessels and the column of tissue before the spine."""
+def _silhouette(
+    canvas: Canvas, anatomy: Anatomy, pose: Pose, marks: Landmarks
+) -> tuple[Array, Array]:
+    """Path of mediastinum and heart; and each pixel's place between its edges (-1 right, 1 left).
+
+    The edges run through the borders that a radiograph shows: vena cava and right atrium; aortic
+    knob, pulmonary trunk, auricle and left ventricle (the four left moguls).
+    """
+    # Lying down and breathing out both widen the heart (magnification and the raised diaphragm).
+    ratio = anatomy.heart * (1.05 if pose.view == "AP" else 1.0) * (1 + 0.4 * pose.raised)
+    width = 2 * ratio * lookup(marks.wall, marks.right_dome - 0.1)
+    sway = math.sin(pose.turn) * 0.3 * anatomy.depth
+    right, left = 0.34 * width - sway, 0.66 * width + sway
+    top = 0.9
+    tall = lookup(marks.dome, 0.3) - top
+    knob = 0.165 + 0.8 * anatomy.aorta
     sail = anatomy.thymus
-    down = [-0.3, 0.1, 0.3, 0.45, 0.6, 0.8, 1.1, 2.2]
-    extra = np.array([0, 0.2, 0.8, 1.0, 1.0, 0.5, 0, 0])
-    right = np.array([0.14, 0.165, 0.19, 0.205, 0.21, 0.2, 0.18, 0.17]) + 0.9 * sail * extra
-    left = np.array([0.14, 0.165, 0.175, 0.18, 0.18, 0.18, 0.17, 0.15]) + sail * extra
-    drift = anatomy.scoliosis * np.sin(np.array(down) * 2.2)
-    edges = [curve_table(down, values) for values in (drift - right, drift + left)]
-    low, high = (edge[canvas.y_index] for edge in edges)
-    ratio = (canvas.x - (low + high) / 2) / ((high - low) / 2)
-    column = 1.7 * anatomy.depth * ball(ratio**4)
-    radius = anatomy.aorta
-    knob = _blob(canvas, (0.27 - radius + 0.4 * (radius - 0.09), 0.5), radius, radius * 1.1)
-    trunk = _blob(canvas, (0.13, 0.76), 0.125, 0.17)
-    return np.maximum(np.maximum(column, 0.75 * knob), 0.6 * trunk)
+    steep = anatomy.heart_tilt
+    left_edge = [(-0.4, 0.12), (0, 0.145), (0.2, 0.16 + 0.6 * sail), (0.34, 0.17 + sail)]
+    round_ = ((-1.1, 0.9), (-0.55, 0.25), (-0.15, 0.0), (0.2, 0.0), (0.7, 0.3), (1.1, 0.85))
+    arch = [(0.5 + a * anatomy.aorta, knob - b * anatomy.aorta) for a, b in round_]
+    left_edge += [(y, max(x, 0.18 + sail)) for y, x in arch]
+    left_edge += [(0.69, 0.21 + sail), (0.78, 0.24 + 0.7 * sail), (top, 0.27)]
+    grown = (
+        (0.2, 0.28),
+        (0.4, 0.3 + 0.45 * steep),
+        (0.6, 0.86),
+        (0.8, 0.99),
+        (0.92, 0.99),
+        (1.0, 0.95),
+    )
+    left_edge += [(top + f * tall, 0.27 + g * (left - 0.27)) for f, g in grown]
+    left_edge += [(top + 1.5 * tall, 0.9 * left)]
+    right_edge = [(-0.4, 0.12), (0, 0.15), (0.2, 0.175 + 0.6 * sail), (0.5, 0.195 + 0.9 * sail)]
+    right_edge += [(0.62, 0.205 + 0.6 * sail), (0.8, 0.2)]
+    swell = (
+        (0.15, 0.9),
+        (0.4, 0.98),
+        (0.62, 1.0),
+        (0.8, 0.96),
+        (1.0, 0.86),
+        (1.3, 0.7),
+    )
+    right_edge += [(top + f * tall, max(g * right, 0.17)) for f, g in swell]
+    sides = [np.array(edge).T for edge in (right_edge, left_edge)]
+    bend = [anatomy.scoliosis * np.sin(2.2 * at) for at, _ in sides]
+    low = curve_table(sides[0][0], bend[0] - sides[0][1])[canvas.y_index]
+    high = curve_table(sides[1][0], bend[1] + sides[1][1])[canvas.y_index]
+    place = (2 * canvas.x - low - high) / (high - low)
+    deep = [(-0.4, 1.2), (0.4, 1.3), (0.7, 1.1), (top + 0.5 * tall, 1.45), (2.2, 1.4)]
+    thick = curve_table(*np.array(deep).T)[canvas.y_index] * anatomy.depth
+    # Gullet, azygos vein and aorta, before the spine.
+    rear = 0.75 * anatomy.depth * np.exp(-np.square(np.square(canvas.x / np.float32(0.16))))
+    return (thick + rear) * ball(place * place * np.abs(place)), place
 
 
 def _blob(canvas: Canvas, centre: tuple[float, float], wide: float, tall: float) -> Array:
     """Relative path through an upright ellipsoid, 1 at its centre."""
     dx, dy = (canvas.x - centre[0]) / wide, (canvas.y - centre[1]) / tall
     return ball(dx * dx + dy * dy)
-
-
-def _heart(canvas: Canvas, anatomy: Anatomy, pose: Pose, marks: Landmarks) -> Array:
-    """Path through the heart: the ventricles' tilted ellipsoid and the right atrium's."""
-    # Lying down and breathing out both widen the shadow (magnification and the raised diaphragm).
-    ratio = anatomy.heart * (1.05 if pose.view == "AP" else 1.0) * (1 + 0.4 * pose.raised)
-    width = 2 * ratio * lookup(marks.wall, marks.right_dome - 0.1)
-    right, left = 0.33 * width, 0.67 * width
-    reach = (left + 0.55 * right) / 2
-    cos, sin = math.cos(anatomy.heart_tilt), math.sin(anatomy.heart_tilt)
-    flat = 0.72
-    long = reach / math.hypot(cos, flat * sin)
-    drop = long * math.hypot(sin, flat * cos)
-    floor = lookup(marks.dome, 0.3)
-    shift = math.sin(pose.turn) * 0.3 * anatomy.depth
-    dx = canvas.x - (left - reach + shift)
-    dy = canvas.y - (floor + 0.08 - drop)
-    along, beside = (cos * dx + sin * dy) / long, (cos * dy - sin * dx) / (flat * long)
-    ventricles = ball(np.abs(along) ** 2.2 + np.abs(beside) ** 2.2)
-    atrium = _blob(canvas, (0.2 - right + shift, floor - 0.3), 0.2, 0.33)
-    return 1.25 * anatomy.depth * np.maximum(ventricles, 0.9 * atrium)
 
 
 def _torso(canvas: Canvas, anatomy: Anatomy, pose: Pose) -> Array:
@@ -143,9 +164,15 @@ def _torso(canvas: Canvas, anatomy: Anatomy, pose: Pose) -> Array:
     outline = curve_table(down, [h + wall for h in half])
     thick = curve_table(down, [d * (anatomy.depth + wall) for d in (0.4, 0.6, 0.85, 1, 1, 1, 1.05)])
     ratio = canvas.x / outline[canvas.y_index]
-    trunk = 2 * thick[canvas.y_index] * ball(np.abs(ratio) ** 2.5) * step(y + 0.02, 0.28)
+    trunk = (
+        2
+        * thick[canvas.y_index]
+        * ball(ratio * ratio * np.sqrt(np.abs(ratio)))
+        * step(y + 0.02, 0.28)
+    )
     broad = 0.31 + 0.6 * wall + (0.04 if anatomy.child else 0)
     neck = 1.9 * broad * ball((canvas.x / broad) ** 2) * step(0.25 - y, 0.35)
+    head = 1.2 * _blob(canvas, (2 * pose.angle, pose.chin - 0.5), 0.48, 0.5)
     at = np.array([0.15, 0.45, 0.8, 1.1, 1.4, 2.0])
     axis = np.array([-0.1, 0.03, 0.12, 0.2, 0.36, 0.85]) + pose.shoulders * at
     radius = np.array([0.28, 0.21, 0.24, 0.27, 0.26, 0.25]) * (1 + 0.8 * (wall - 0.1))
@@ -153,17 +180,17 @@ def _torso(canvas: Canvas, anatomy: Anatomy, pose: Pose) -> Array:
     level = curve_table(both, np.concatenate([axis[::-1], axis]))[canvas.x_index]
     round_ = curve_table(both, np.concatenate([radius[::-1], radius]))[canvas.x_index]
     girdle = 1.8 * round_ * ball(((y - level) / round_) ** 2)
-    return np.sqrt(trunk**2 + neck**2 + girdle**2)
+    return np.sqrt(trunk**2 + neck**2 + girdle**2 + head**2)
 
 
 def _breasts(canvas: Canvas, anatomy: Anatomy) -> Array:
     """Path through two soft half-balls over the lower lungs; sharpest at their lower edge."""
     if anatomy.breast <= 0:
         return np.zeros((), np.float32)
-    low = 1.1 + 0.5 * anatomy.breast + 0.002 * (anatomy.age - 20)
-    dx, dy = (np.abs(canvas.x) - 0.52) / 0.42, canvas.y - low
-    dy = np.where(dy > 0, dy / 0.3, dy / 0.55)
-    return 2 * anatomy.breast * ball(dx * dx + dy * dy)
+    low = 1.12 + anatomy.breast + 0.002 * (anatomy.age - 20)
+    dx, dy = (np.abs(canvas.x) - 0.56) / 0.44, canvas.y - low
+    dy = np.where(dy > 0, dy / 0.32, dy / 0.8)
+    return 2 * anatomy.breast * np.maximum(1 - dx * dx - dy * dy, 0)
 
 
 def _stomach(canvas: Canvas, marks: Landmarks, rng: np.random.Generator) -> Array:
@@ -174,6 +201,6 @@ def _stomach(canvas: Canvas, marks: Landmarks, rng: np.random.Generator) -> Arra
     for _ in range(rng.integers(0, 4)):
         spot = (rng.uniform(0.1, 0.8), marks.left_dome + rng.uniform(0.3, 0.6))
         size = rng.uniform(0.05, 0.12)
-        gas = np.maximum(gas, 0.3 * _blob(canvas, spot, size, 0.8 * size))
+        gas = np.maximum(gas, 0.2 * _blob(canvas, spot, size, 0.7 * size) ** 2)
     under = canvas.y - marks.dome[canvas.x_index] - 0.05
     return gas * step(under, 0.012)
