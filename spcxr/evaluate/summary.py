@@ -20,7 +20,9 @@ Array = NDArray[Any]
 class ClassSummary:
     """How well labels are predicted on one set.
 
-    ``overall`` and ``by_class[name]`` map a metric's name to its `Interval`. ``positives[name]``
+    ``overall`` and ``by_class[name]`` map a metric's name to its `Interval`; ``statistics`` maps
+    the overall ones to functions of row weights, over the rows of ``patients``: what
+    `paired_bootstrap` needs to compare two models. ``positives[name]``
     is (positive rows, rows with a known label). ``confusion`` ``(K, K)`` counts, rows true; None
     for multi-label. ``left_out`` names classes without both kinds of rows: not in the macro means.
     """
@@ -31,6 +33,8 @@ class ClassSummary:
     n_patients: int
     threshold: float | None
     overall: Mapping[str, Interval]
+    statistics: Mapping[str, Statistic]
+    patients: Array
     by_class: Mapping[str, Mapping[str, Interval]]
     positives: Mapping[str, tuple[int, int]]
     confusion: Array | None
@@ -103,6 +107,8 @@ def summarise_classes(
         n_patients=len(np.unique(who)),
         threshold=threshold if multilabel else None,
         overall=bootstrap_all(who, overall, n=n, seed=seed),
+        statistics=overall,
+        patients=who,
         by_class=by_class,
         positives={
             name: (int((column == 1).sum()), int((~np.isnan(column)).sum()))

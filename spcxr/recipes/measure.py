@@ -15,7 +15,7 @@ from tqdm import tqdm
 from spcxr.data.store import NO_MASK, Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics, pages
-from spcxr.evaluate.intervals import Interval
+from spcxr.evaluate.intervals import Interval, Statistic
 from spcxr.evaluate.overlays import best_median_worst, overlay
 from spcxr.evaluate.report import Picture, Section, Table
 from spcxr.evaluate.summary import (
@@ -84,12 +84,16 @@ class Result:
     """What was found on one test set: ready for the table, the page and ``metrics.json``.
 
     ``predictions`` holds one mapping for each of ``rows`` (row numbers of the store).
+    ``statistics`` are functions of row weights over the rows of ``patients``: with another model's
+    `Result` on the same set, `paired_bootstrap` compares the two.
     """
 
     test_set: TestSet
     n_rows: int
     n_patients: int
     overall: Mapping[str, Interval]
+    statistics: Mapping[str, Statistic]
+    patients: Array
     details: Mapping[str, Any]
     section: Section
     rows: Rows
@@ -212,6 +216,8 @@ def _measure_classes(trained: TrainedModel, test_set: TestSet, settings: Setting
         summary.n_rows,
         summary.n_patients,
         summary.overall,
+        summary.statistics,
+        summary.patients,
         details,
         section,
         test_set.rows,
@@ -275,7 +281,7 @@ def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings)
             seed=settings.seed,
         )
 
-    every = np.arange(len(rows))
+    every, some = np.arange(len(rows)), ~np.isnan(mean_dice)
     overall = summarise(every, mean_dice, mean_iou)
     by_structure = {
         name: summarise(every, dice[:, k], iou[:, k])
@@ -283,11 +289,11 @@ def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings)
         if not np.isnan(dice[:, k]).all()
     }
     usable = np.zeros(len(test_set.rows), bool)
-    usable[np.flatnonzero(masked)[~np.isnan(mean_dice)]] = True
+    usable[np.flatnonzero(masked)[some]] = True
     place = np.cumsum(masked) - 1  # row of the set -> row of the measured ones
     by_group = _by_group(test_set, usable, lambda r: summarise(place[r], mean_dice, mean_iou))
     text = f"{len(rows)} images with a mask, of {len(np.unique(patients))} patients."
-    if nothing := int(np.isnan(mean_dice).sum()):
+    if nothing := int((~some).sum()):
         text += f" In {nothing} of them mask and prediction are both empty: not in the mean."
     structures = pages.comparison("By structure", by_structure) if len(by_structure) > 1 else None
     section = Section(
@@ -301,6 +307,8 @@ def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings)
         len(rows),
         len(np.unique(patients)),
         overall,
+        {"dice": lambda w: metrics.mean(mean_dice[some], w)},
+        patients[some],
         {"by_structure": by_structure, "subgroups": by_group},
         section,
         rows,
