@@ -38,14 +38,17 @@ SPCXR_HD int32_t draw_corner(uint32_t word, int32_t side, bool torus) {
   return static_cast<int32_t>(below(word, torus || side == 1 ? side : side - 1));
 }
 
-// The j-th rectangle: block 1 + j of the stream.
-SPCXR_HD Pieces draw_pieces(const Law& law, const Stream& stream, int32_t j) {
+// The j-th rectangle, not yet cut at the border: block 1 + j of the stream.
+SPCXR_HD Rect draw_rect(const Law& law, const Stream& stream, int32_t j) {
   const Words u = stream(1 + static_cast<uint32_t>(j));
-  const Rect drawn{draw_corner(u.w[0], law.grid_h, law.torus),
-                   draw_corner(u.w[1], law.grid_w, law.torus),
-                   draw_side(u.w[2], law.height_low, law.height_span, law.grid_h),
-                   draw_side(u.w[3], law.width_low, law.width_span, law.grid_w)};
-  return cut_at_border(drawn, law.grid_h, law.grid_w, law.torus);
+  return Rect{draw_corner(u.w[0], law.grid_h, law.torus),
+              draw_corner(u.w[1], law.grid_w, law.torus),
+              draw_side(u.w[2], law.height_low, law.height_span, law.grid_h),
+              draw_side(u.w[3], law.width_low, law.width_span, law.grid_w)};
+}
+
+SPCXR_HD Rect piece(const Law& law, const Rect& rect, int32_t p) {
+  return piece(rect, p, law.grid_h, law.grid_w, law.torus);
 }
 
 // Why a law cannot be followed, or null.

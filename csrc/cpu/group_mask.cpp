@@ -130,10 +130,12 @@ void group_mask_cpu(const int64_t* image_ids, int64_t count, int64_t seed, int64
     int32_t covered = 0, listed = 0;
     bitmap.clear();
     for (int32_t j = 0; covered < target && listed + 4 <= law.max_blocks; ++j) {
-      const Pieces cut = draw_pieces(law, stream, j);
-      for (int32_t i = 0; i < cut.count; ++i, ++listed) {
-        covered += bitmap.cover(cut.rect[i]);
-        std::memcpy(blocks + listed * 4, &cut.rect[i], sizeof(Rect));
+      const Rect rect = draw_rect(law, stream, j);
+      for (int32_t p = 0; p < 4; ++p) {
+        const Rect cut = piece(law, rect, p);
+        if (cut.height == 0) continue;
+        covered += bitmap.cover(cut);
+        std::memcpy(blocks + listed++ * 4, &cut, sizeof(Rect));
       }
     }
     std::memset(blocks + listed * 4, 0, size_t(law.max_blocks - listed) * sizeof(Rect));

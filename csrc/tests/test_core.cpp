@@ -36,7 +36,7 @@ void test_philox_known_answers() {  // Random123's kat_vectors, philox4x32 10
   }
 }
 
-void test_cut_at_border() {
+void test_pieces() {
   // Every corner and size of a small grid against cells counted one by one.
   constexpr int H = 3, W = 5;
   for (int torus = 0; torus < 2; ++torus)
@@ -44,10 +44,11 @@ void test_cut_at_border() {
       for (int left = 0; left < W; ++left)
         for (int h = 1; h <= H; ++h)
           for (int w = 1; w <= W; ++w) {
-            const Pieces cut = cut_at_border({top, left, h, w}, H, W, torus);
             int times[H][W] = {};
-            for (int p = 0; p < cut.count; ++p) {
-              const Rect r = cut.rect[p];
+            for (int p = 0; p < 4; ++p) {
+              const Rect r = piece({top, left, h, w}, p, H, W, torus);
+              CHECK((r.height == 0) == (r.width == 0));
+              if (r.height == 0) continue;
               CHECK(r.top >= 0 && r.left >= 0 && r.height > 0 && r.width > 0);
               CHECK(r.top + r.height <= H && r.left + r.width <= W);
               for (int y = 0; y < r.height; ++y)
@@ -123,7 +124,7 @@ void test_refuse() {
 
 int main() {
   test_philox_known_answers();
-  test_cut_at_border();
+  test_pieces();
   test_groups();
   test_refuse();
   std::puts("core: ok");
