@@ -19,7 +19,8 @@ from PIL import Image
 from spcxr.data.presets import Preprocess
 from spcxr.data.study import Rejected, Study, read_study
 
-FILES_PER_PIECE = 16
+FILES_PER_PIECE = 16  # at most: a crash or a kill loses the work on so many
+PIECES = 64  # at least, where there are as many files: enough for every worker of a large machine
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,14 @@ def plan(tasks: Sequence[Task], preprocess: Preprocess, folder: Path) -> list[Pi
     """
     settings = json.dumps(preprocess.to_dict(), sort_keys=True)
     pieces = []
-    for start in range(0, len(tasks), FILES_PER_PIECE):
-        part = tuple(tasks[start : start + FILES_PER_PIECE])
+    length = min(FILES_PER_PIECE, max(1, len(tasks) // PIECES))
+    for start in range(0, len(tasks), length):
+        part = tuple(tasks[start : start + length])
         digest = hashlib.blake2b(settings.encode(), digest_size=12)
         for task in part:
             for name, file in zip((task.path, *task.masks), task.files, strict=True):
                 digest.update(f"\n{name} {_stamp(file)}".encode(errors="surrogateescape"))
-        number = start // FILES_PER_PIECE
+        number = start // length
         pieces.append(Piece(folder / f"piece-{number:06d}-{digest.hexdigest()}.npz", part))
     return pieces
 

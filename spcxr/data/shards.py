@@ -15,7 +15,7 @@ import numpy as np
 from spcxr.errors import SpcxrError
 
 FORMAT, VERSION = "spcxr-store", 1
-HASH_BYTES = 64 * 2**20
+HASH_BYTES = 2**20
 
 
 class GrowingArray:
