@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 GAP_PX = 4
 TITLE_PX = 16
+COLUMN_PX = 128  # smaller images are magnified, so that the titles fit above their columns
 
 
 def save_grid(path: Path, columns: dict[str, NDArray[np.float32]]) -> Path:
@@ -25,9 +26,11 @@ def save_grid(path: Path, columns: dict[str, NDArray[np.float32]]) -> Path:
     ...     shown = {"original": np.zeros((3, 8, 8)), "mask": np.ones((3, 8, 8))}
     ...     with Image.open(save_grid(Path(place) / "a.png", shown)) as page:
     ...         page.size
-    (20, 52)
+    (260, 412)
     """
     stacked = np.stack(list(columns.values()), 1)
+    times = -(-COLUMN_PX // stacked.shape[-1])
+    stacked = stacked.repeat(times, 2).repeat(times, 3)
     rows, count, height, width = stacked.shape
     page = np.full(
         (TITLE_PX + rows * (height + GAP_PX), count * (width + GAP_PX) - GAP_PX), 24, np.uint8

@@ -1,0 +1,138 @@
+"""Pretraining in processes of its own: stopped by SIGTERM, killed by SIGKILL, gone on with."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from spcxr import cli
+from spcxr.data.manifest import Manifest
+from spcxr.data.presets import Preprocess
+from spcxr.data.store import StoreWriter
+from spcxr.errors import Interrupted
+from spcxr.models import vit
+from spcxr.recipes import pretrain
+from spcxr.recipes.pretrain import PretrainConfig, run
+from spcxr.train.journal import read_records
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """18 images of noise to learn from (4 steps an epoch), 6 held out."""
+    folder = tmp_path_factory.mktemp("data") / "store"
+    names = [f"{i}.png" for i in range(24)]
+    splits = ["val"] * 6 + ["train"] * 18
+    columns = {"path": names, "patient_id": names, "split": splits}
+    rng = np.random.default_rng(0)
+    with StoreWriter(folder, Preprocess(size_px=40)) as writer:
+        for _ in names:
+            writer.add(rng.integers(0, 256, (40, 40), np.uint8))
+        writer.finish(Manifest.from_columns(columns, root="."))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_encoder(monkeypatch):
+    monkeypatch.setitem(vit.VIT_SIZES, "vit_tiny", vit.ViTSize(24, 4, 3))
+
+
+def steps(folder):
+    return [r["step"] for r in read_records(folder) if r["kind"] == "train"]
+
+
+def spawn(store, out, **flags):
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in flags.items()]
+    code = (
+        "import spcxr.models.vit as v; v.VIT_SIZES['vit_tiny'] = v.ViTSize(24, 4, 3);"
+        "from spcxr.cli import train; train()"
+    )
+    command = [sys.executable, "-c", code, "pretrain", f"--data={store}", f"--out={out}", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+LONG = {
+    "model": "vit_tiny",
+    "image_px": 32,
+    "patch_px": 8,
+    "epochs": 2000,
+    "batch_size": 4,
+    "device": "cpu",
+    "precision": "fp32",
+}
+
+
+def wait_for(path, process, limit_s=60):
+    end = time.monotonic() + limit_s
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(store, tmp_path, monkeypatch):
+    out = tmp_path / "a"
+    process = spawn(store, out, **LONG)
+    wait_for(out / "checkpoints" / "last", process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    line = said.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "stopped by SIGTERM" in line
+    block = json.loads((out / "checkpoints" / "last" / "checkpoint.json").read_text())
+    done = block["position"]["step"]
+    assert steps(out) == [*range(1, done + 1)]
+    # The very command it names: stop it again two steps on.
+    words = shlex.split(line.split("go on with: ")[1])
+    assert words[:2] == ["spcxr-train", "pretrain"]
+    learn_step = pretrain.learn_step
+
+    def stopped(loop, parts, step):
+        if step == done + 1:
+            signal.raise_signal(signal.SIGINT)
+        return learn_step(loop, parts, step)
+
+    monkeypatch.setattr(pretrain, "learn_step", stopped)
+    answer = CliRunner().invoke(cli.train, words[1:])
+    assert answer.exit_code == 130, answer.output
+    assert f"going on after step {done} of 8000" in (out / "train.log").read_text()
+    assert steps(out) == [*range(1, done + 3)]
+
+
+def test_sigkill_leaves_a_run_that_goes_on(store, tmp_path, monkeypatch):
+    out = tmp_path / "a"
+    process = spawn(store, out, **LONG)
+    wait_for(out / "checkpoints" / "step-00000012", process)
+    process.kill()
+    process.communicate(timeout=60)
+    learn_step = pretrain.learn_step
+    begun = []
+
+    def stopped(loop, parts, step):
+        begun.append(step)
+        signal.raise_signal(signal.SIGTERM)
+        return learn_step(loop, parts, step)
+
+    monkeypatch.setattr(pretrain, "learn_step", stopped)
+    with pytest.raises(Interrupted):
+        run(PretrainConfig(data=str(store), out=str(out), **LONG))
+    assert begun[0] >= 8
+    assert steps(out) == [*range(1, begun[0] + 2)]
