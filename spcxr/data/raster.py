@@ -49,7 +49,9 @@ def read(path: str | Path, max_pixels: int) -> Study:
         # Pillow warns of size (max_pixels decides here) and of odd EXIF, which the pixels outlive.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            # A file object: given a name, Pillow 13 maps plain TIFFs into memory and scrambles
+            # those that are to be turned by 90 degrees.
+            with Path(path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
                 _check_header(path, image, max_pixels)
                 stored_bits = _bits_per_sample(image)
                 inverted = _is_inverted_16_bit(image)
