@@ -17,7 +17,10 @@ from spcxr.errors import Interrupted, SpcxrError
 from spcxr.evaluate.metrics import dice
 from spcxr.infer.predict import load_trained, predict_masks
 from spcxr.recipes import fitting
-from spcxr.recipes.segment import SegmentConfig, dice_and_ce, run
+from spcxr.recipes.finetune import begin
+from spcxr.recipes.fitting import augmented
+from spcxr.recipes.segment import SegmentConfig, build, choose_cohort, dice_and_ce, run
+from spcxr.train.augment import rest
 from spcxr.train.journal import read_records
 
 
@@ -57,6 +60,25 @@ def test_unknown_pixels_add_neither_loss_nor_gradient():
     assert dice_and_ce(logits, masks).item() == pytest.approx(
         dice_and_ce(half, masks[..., :2]).item(), 1e-5
     )
+
+
+class Brightness(torch.nn.Module):
+    """Finds the squares without learning: where the warped image is bright."""
+
+    def forward(self, images):
+        inside = images[:, 0] > (150 / 255 - 0.25) / 0.25
+        return 20 * torch.stack([~inside, inside], 1).float()
+
+
+def test_masks_go_through_the_warps_of_their_images(make_store, tiny_init, tmp_path):
+    strong = {"crop_scale": (0.4, 1.0), "rotation_deg": 40.0, "flip_p": 0.5, "brightness": 0.0}
+    settings = config(make_store(masked=True), tiny_init, tmp_path / "run", contrast=0.0, **strong)
+    start = begin(settings, tmp_path)
+    course, task = build(settings, tmp_path, start, choose_cohort(settings, start.store))
+    images, warps = augmented(course, course.rows, start.store.images(course.rows), epoch=0)
+    together = task.loss(Brightness(), images, course.rows, warps)
+    apart = task.loss(Brightness(), images, course.rows, rest(len(course.rows)))
+    assert together < 0.2 * apart
 
 
 def test_nothing_known_is_no_loss_at_all():
