@@ -23,46 +23,64 @@ BOX = ("box_top", "box_left", "box_height", "box_width")
 ROWS_AT_ONCE = 64
 
 
-def assemble(
-    pieces: Sequence[Piece], manifest: Manifest, writer: StoreWriter
-) -> tuple[Manifest, Rejections]:
-    """Stream finished pieces into ``writer``; (the accepted rows' manifest, what was rejected).
+class Assembly:
+    """Streams pieces into a store in their order, while later ones are still being made.
 
     ``manifest`` has one row for each task of the pieces, in order. Its blank cells for patient,
     view, sex, site and age are filled from the files' headers.
-
-    Raises
-    ------
-    NothingDone
-        Every file was rejected.
     """
-    paths, roots = manifest.column("path"), manifest.column("source_root")
-    rejected: Rejections = []
-    kept: list[int] = []
-    facts: dict[str, list[Any]] = {name: [] for name in (*FROM_HEADER, *MEASURED)}
-    number = 0
-    for piece in pieces:
-        made = _read(piece)
+
+    def __init__(self, pieces: Sequence[Piece], manifest: Manifest, writer: StoreWriter) -> None:
+        self.pieces, self.manifest, self.writer = pieces, manifest, writer
+        self._files = list(
+            zip(manifest.column("source_root"), manifest.column("path"), strict=True)
+        )
+        self._rejected: Rejections = []
+        self._kept: list[int] = []
+        self._facts: dict[str, list[Any]] = {name: [] for name in (*FROM_HEADER, *MEASURED)}
+        self._next_piece = self._next_row = 0
+
+    def advance(self) -> None:
+        """Take in the pieces that are done, up to the first that is not."""
+        while self._next_piece < len(self.pieces) and self.pieces[self._next_piece].done:
+            self._take(_read(self.pieces[self._next_piece]))
+            self._next_piece += 1
+
+    def finish(self) -> tuple[Manifest, Rejections]:
+        """The accepted rows' manifest, and what was rejected; all pieces must be done.
+
+        Raises
+        ------
+        NothingDone
+            Every file was rejected.
+        """
+        self.advance()
+        if self._next_piece != len(self.pieces):
+            raise ValueError(f"piece {self._next_piece} of {len(self.pieces)} is not made yet")
+        rejected, file = self._rejected, self.writer.work / "rejected.csv"
+        write_rejections(file, rejected)
+        if not self._kept:
+            for piece in self.pieces:  # nothing worth keeping: the next run tries all anew
+                piece.file.unlink()
+            path, reason = rejected[0]
+            raise NothingDone(
+                f"all {len(rejected)} files were rejected, {path} because: {reason}; see {file}"
+            )
+        return _filled(self.manifest.select(self._kept), self._facts), rejected
+
+    def _take(self, made: Made) -> None:
         accepted = iter(zip(made.images, made.masks, strict=True))
         for row in made.rows:
             if "reason" in row:
-                rejected.append((f"{roots[number]}/{paths[number]}", row["reason"]))
+                root, path = self._files[self._next_row]
+                self._rejected.append((f"{root}/{path}", row["reason"]))
             else:
                 pixels, mask = next(accepted)
-                writer.add(pixels, mask, _box(row))
-                kept.append(number)
-                for name, cells in facts.items():
+                self.writer.add(pixels, mask, _box(row))
+                self._kept.append(self._next_row)
+                for name, cells in self._facts.items():
                     cells.append(row[name])
-            number += 1
-    write_rejections(writer.work / "rejected.csv", rejected)
-    if not kept:
-        for piece in pieces:  # nothing worth keeping: the next run tries every file anew
-            piece.file.unlink()
-        raise NothingDone(
-            f"all {len(rejected)} files were rejected, {rejected[0][0]} because: {rejected[0][1]}; "
-            f"see {writer.work / 'rejected.csv'}"
-        )
-    return _filled(manifest.select(kept), facts), rejected
+            self._next_row += 1
 
 
 def _read(piece: Piece) -> Made:

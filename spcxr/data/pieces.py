@@ -97,31 +97,31 @@ def make_piece(
     known_bad: Mapping[int, str],
     crumb: Path,
     stopped: Callable[[], bool] = never,
-) -> int:
-    """Read and preprocess a piece's files, write its file whole or not at all; count of tasks.
+) -> None:
+    """Read and preprocess a piece's files; write its file whole or not at all.
 
     ``known_bad`` maps task positions to the reason they are not tried (a decoder died there).
     ``crumb`` says which task is being read, for whoever finds this process dead. When ``stopped``
     turns true between two files the piece is given up (`InterruptedError`).
     """
     made = Made()
-    for position, task in enumerate(piece.tasks):
-        if stopped():
-            raise InterruptedError("told to stop")
-        crumb.write_text(str(position))
-        try:
-            if position in known_bad:
-                raise Rejected(task.path, known_bad[position])
-            row, pixels, mask = prepare_one(task, preprocess)
-        except Rejected as rejected:
-            made.rows.append({"reason": rejected.reason})
-            continue
-        made.rows.append(row)
-        made.images.append(pixels)
-        made.masks.append(mask)
+    with crumb.open("wb", buffering=0) as trail:
+        for position, task in enumerate(piece.tasks):
+            if stopped():
+                raise InterruptedError("told to stop")
+            os.pwrite(trail.fileno(), b"%08d" % position, 0)
+            try:
+                if position in known_bad:
+                    raise Rejected(task.path, known_bad[position])
+                row, pixels, mask = prepare_one(task, preprocess)
+            except Rejected as rejected:
+                made.rows.append({"reason": rejected.reason})
+                continue
+            made.rows.append(row)
+            made.images.append(pixels)
+            made.masks.append(mask)
     _write(piece.file, made, preprocess)
     crumb.unlink()
-    return len(piece.tasks)
 
 
 def prepare_one(

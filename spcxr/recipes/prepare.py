@@ -20,7 +20,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from spcxr.config import Config, ConfigError, setting, to_dict
-from spcxr.data.assembly import assemble, join
+from spcxr.data.assembly import Assembly, join
 from spcxr.data.manifest import Manifest, concatenate, split_paths
 from spcxr.data.pieces import Piece, Task, plan
 from spcxr.data.pool import make_pieces
@@ -102,12 +102,15 @@ def run(config: PrepareConfig) -> Path:
     facts = {"request": request, "inputs": _fingerprint(pieces, manifest)}
     if _complete(out, facts, config.overwrite):
         return out
-    with _workplace(out, request, config.overwrite):
-        _read_all(pieces, preprocess, config.workers, out)
-        with _writer(out, preprocess, config.overwrite) as writer:
-            accepted, rejected = assemble(pieces, manifest, writer)
-            accepted = accepted.settled(config.split_ratios, config.seed, config.sources[0])
-            store = writer.finish(accepted, {**facts, "rejected": len(rejected)})
+    with (
+        _workplace(out, request, config.overwrite),
+        _writer(out, preprocess, config.overwrite) as writer,
+    ):
+        assembly = Assembly(pieces, manifest, writer)
+        _read_all(assembly, preprocess, config.workers)
+        accepted, rejected = assembly.finish()
+        accepted = accepted.settled(config.split_ratios, config.seed, config.sources[0])
+        store = writer.finish(accepted, {**facts, "rejected": len(rejected)})
     _report(store, len(rejected))
     return out
 
@@ -230,13 +233,22 @@ def _complete(out: Path, facts: dict[str, Any], overwrite: bool) -> bool:
     names = [k for k, v in facts["request"].items() if old.get(k) != v]
     if not names and store.facts.get("inputs") == facts["inputs"]:
         _say(f"{out}: already complete, {len(store)} images")
+        _forget(partial_folder(out), facts["request"])
         return True
     why = f"other settings ({', '.join(names)})" if names else "files that have changed since"
     raise SpcxrError(f"{out}: holds a store made from {why}; choose another --out, or --overwrite")
 
 
-def _read_all(pieces: list[Piece], preprocess: Preprocess, workers: int, out: Path) -> None:
+def _forget(work: Path, request: dict[str, Any]) -> None:
+    """Remove what a run left that was killed after its store was whole."""
+    note = work / "work.json"
+    if note.is_file() and json.loads(note.read_text()) == request:
+        shutil.rmtree(work)
+
+
+def _read_all(assembly: Assembly, preprocess: Preprocess, workers: int) -> None:
     """Read every file that is not read yet, with one bar; Ctrl-C and SIGTERM keep the rest."""
+    pieces = assembly.pieces
     total = sum(len(piece.tasks) for piece in pieces)
     before = sum(len(piece.tasks) for piece in pieces if piece.done)
     wanted = {piece.file.stem for piece in pieces}
@@ -245,10 +257,16 @@ def _read_all(pieces: list[Piece], preprocess: Preprocess, workers: int, out: Pa
             file.unlink()  # of files that have changed since, or half-written
     pace = 0.2 if sys.stderr.isatty() else 10.0
     processes = len(os.sched_getaffinity(0)) if workers < 0 else workers
-    with tqdm(total=total, initial=before, desc=out.name, unit="image", mininterval=pace) as bar:
+    name = assembly.writer.out.name
+    with tqdm(total=total, initial=before, desc=name, unit="image", mininterval=pace) as bar:
+
+        def made(piece: Piece) -> None:
+            bar.update(len(piece.tasks))
+            assembly.advance()
+
         try:
             with _sigterm_as_ctrl_c():
-                make_pieces(pieces, preprocess, processes, bar.update)
+                make_pieces(pieces, preprocess, processes, made)
         except KeyboardInterrupt as error:
             raise Interrupted(
                 f"stopped with {bar.n} of {total} images read; the same command goes on from there"
@@ -264,7 +282,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        signal.signal(signal.SIGTERM, earlier or signal.SIG_DFL)
 
 
 def _join(config: PrepareConfig, out: Path) -> Path:
@@ -291,7 +309,8 @@ def _join(config: PrepareConfig, out: Path) -> Path:
 
 def _report(store: Store, rejected: int) -> None:
     counts = ", ".join(f"{name} {n}" for name, n in store.facts["splits"].items())
-    _say(f"{store.path}: {len(store)} images ({counts}); {rejected} rejected, see rejected.csv")
+    seen = ", see rejected.csv" if rejected else ""
+    _say(f"{store.path}: {len(store)} images ({counts}); {rejected} rejected{seen}")
     _say(f"labels: {', '.join(store.manifest.labels) or 'none'}")
     for note in store.manifest.notes:
         _say(f"note: {note}")

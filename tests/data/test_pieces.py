@@ -37,7 +37,16 @@ def test_a_map_of_labels_is_no_mask(tmp_path):
             read_mask(tmp_path / name)
 
 
-def test_a_piece_is_named_by_its_files_and_settings(tmp_path):
+@pytest.mark.parametrize(("files", "length"), [(1, 1), (64, 1), (200, 3), (5000, 16)])
+def test_pieces_are_many_and_short(tmp_path, files, length):
+    """Enough for every worker, whatever their number: it must not show in the result."""
+    made = plan([Task("/", "a")] * files, Preprocess(size_px=8), tmp_path)
+    assert [len(piece.tasks) for piece in made][:-1] == [length] * (len(made) - 1)
+    assert sum(len(piece.tasks) for piece in made) == files
+
+
+def test_a_piece_is_named_by_its_files_and_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr("spcxr.data.pieces.PIECES", 1)
     (tmp_path / "a.png").write_bytes(b"1")
     tasks = [Task(str(tmp_path), f"{name}.png") for name in "ab"] * FILES_PER_PIECE
     names = [piece.file.name for piece in plan(tasks, Preprocess(size_px=8), tmp_path)]

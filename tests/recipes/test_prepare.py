@@ -65,8 +65,9 @@ def rejected(store):
 
 
 @pytest.fixture
-def many(tmp_path):
+def many(tmp_path, monkeypatch):
     """A folder of three pieces of images (the last one short)."""
+    monkeypatch.setattr("spcxr.data.pieces.PIECES", 1)
     for i in range(2 * FILES_PER_PIECE + 5):
         picture(tmp_path / "in" / f"{i:03d}.png", i)
     return tmp_path / "in"
@@ -176,7 +177,7 @@ def test_an_interrupted_run_goes_on_where_it_was(many, tmp_path, monkeypatch):
         if len(read) == 2 and not resumed:
             raise KeyboardInterrupt
         read.append(piece)
-        return original(piece, *rest)
+        original(piece, *rest)
 
     original, resumed = pool.make_piece, False
     monkeypatch.setattr(pool, "make_piece", breaking)
@@ -251,7 +252,9 @@ def test_a_file_that_kills_its_reader_is_rejected_and_the_run_goes_on(many, tmp_
     )
     code = (
         "from spcxr.recipes.prepare import *\n"
+        "from spcxr.data import pieces\n"
         "if __name__ == '__main__':\n"
+        "    pieces.PIECES = 1\n"
         f"    run(PrepareConfig(sources=({str(many)!r},), out={str(tmp_path / 's')!r},"
         f" size_px={SIZE}, workers=2))"
     )
@@ -356,16 +359,16 @@ def test_two_prepares_at_once_are_refused(many, tmp_path, monkeypatch):
 
 
 def test_a_damaged_piece_is_made_anew(many, tmp_path, monkeypatch):
-    def damage(pieces, *rest):
-        original(pieces, *rest)
-        file = pieces[1].file
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 0xFF
-        file.write_bytes(content)
+    def damaging(piece, *rest):
+        original(piece, *rest)
+        if "piece-000001-" in piece.file.name:
+            content = bytearray(piece.file.read_bytes())
+            content[len(content) // 2] ^= 0xFF
+            piece.file.write_bytes(content)
 
-    original = prepare.make_pieces
+    original = pool.make_piece
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "make_pieces", damage)
+        patch.setattr(pool, "make_piece", damaging)
         with pytest.raises(SpcxrError, match="damaged and removed; run the same prepare again"):
             run(config(many, tmp_path / "s"))
     assert not (tmp_path / "s").exists()
