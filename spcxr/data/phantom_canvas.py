@@ -100,9 +100,9 @@ class Canvas:
             inside = (rows >= 0) & (rows < height - 1) & (columns >= 0) & (columns < width - 1)
             parts.append((rows[inside], columns[inside], weights[inside]))
         rows, columns, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
-        top, left = rows.astype(np.int32), columns.astype(np.int32)
+        top, left = np.floor(rows), np.floor(columns)
         right = columns - left
-        start = top * width + left
+        start = top.astype(np.intp) * width + left.astype(np.intp)
         lower = weights * (rows - top)
         total = np.zeros(height * width)
         for shift, part in ((0, weights - lower), (width, lower)):

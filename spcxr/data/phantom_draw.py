@@ -132,7 +132,7 @@ def _radiograph(
     """(H, W) uint16: all parts' path lengths added and exposed."""
     opacity = draw_opacity(canvas, organs.landmarks, label, anatomy.child, rng)
     bone = draw_skeleton(canvas, anatomy, pose, organs.landmarks, rng)
-    vessels = draw_vessels(canvas, organs.lung, rng) * rng.uniform(1.1, 1.7)
+    vessels = draw_vessels(canvas, organs.lung, rng) * rng.uniform(1.5, 2.2)
     grain = (
         1 + 0.02 * smooth_noise(canvas.shape, 70, rng) + 0.012 * smooth_noise(canvas.shape, 25, rng)
     )

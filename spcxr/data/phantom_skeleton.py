@@ -63,8 +63,10 @@ def shell(
     turn, gap = (bounds[1:] + bounds[:-1]) / 2, np.diff(bounds)
     turn, gap = np.concatenate([turn, -turn]), np.concatenate([gap, gap])
     cos, sin = np.cos(turn), np.sin(turn)
-    points = path[:, :, None, :] + (tall * cos)[..., None] * across[:, :, None, :]
-    points += (deep * sin)[..., None] * out[:, :, None, :]
+    points = np.empty((*path.shape[:2], turn.size, 3), np.float32)
+    for axis in range(3):
+        points[..., axis] = path[..., axis, None] + tall * cos * across[..., axis, None]
+        points[..., axis] += deep * sin * out[..., axis, None]
     arc = np.sqrt((tall * sin) ** 2 + (deep * cos) ** 2) * gap
     cortex = np.asarray(cortex, np.float32)[..., None]
     spongy = SPONGY * deep * np.abs(sin) * tall * np.float32(2 / count)
@@ -95,7 +97,8 @@ def _ribs(canvas: Canvas, anatomy: Anatomy, marks: Landmarks, rng: np.random.Gen
     out = np.stack([side * np.sin(angle), np.zeros_like(angle), -np.cos(angle)], -1)
     front = step(angle - 1.75, 0.5)
     tall = anatomy.rib_height * (1 + 0.25 * front) * np.minimum(0.75 + 0.1 * number, 1)
-    shade = 1.5 - 0.8 * np.sin(angle) ** 6  # at the side less than physics has: else a white rim
+    shade = 1.35 - 0.7 * np.sin(angle) ** 6  # at the side less than physics has: else a white rim
+    shade *= np.where(number > 8, 0.6, 1)  # floating ribs are thin
     shade *= (1 - 0.6 * front) * step(end - angle + 0.03, 0.06)
     radii = (tall, tall * 0.42)
     return [shell(canvas, path, out.astype(np.float32), radii, anatomy.cortex * shade)]
@@ -108,15 +111,15 @@ def _girdle(canvas: Canvas, anatomy: Anatomy, pose: Pose, rng: np.random.Generat
     outward = 0.06 if pose.view == "PA" else -0.06  # rolled forward, the blades leave the lungs
     for side in (-1.0, 1.0):
         tilt = lift + rng.normal(0, 0.012)
-        clavicle = [(0.1, 0.21, 0.6), (0.3, 0.15 + tilt * 0.3, 0.6), (0.62, 0.07 + 0.7 * tilt, 0.4)]
-        clavicle += [(0.9, 0.03 + tilt, 0.1), (1.13, 0.03 + tilt, -0.1)]
-        spine = [(0.72, 0.24 + tilt, -0.6), (0.95, 0.1 + tilt, -0.5), (1.2, 0.02 + tilt, -0.2)]
+        clavicle = [(0.1, 0.21), (0.3, 0.15 + tilt * 0.3), (0.62, 0.07 + 0.7 * tilt)]
+        clavicle += [(0.9, 0.03 + tilt), (1.13, 0.03 + tilt)]
+        spine = [(0.72, 0.24 + tilt), (0.95, 0.1 + tilt), (1.2, 0.02 + tilt)]
         parts = (
             (clavicle, 0.043, anatomy.cortex * 1.3, 0.12, 0.0),
             (spine, 0.034, anatomy.cortex * 0.7, 0.1, outward),
         )
         for knots, radius, cortex, bend, push in parts:
-            moved = [(side * (x + push), y, z) for x, y, z in knots]
+            moved = [(side * (x + push), y, 0.0) for x, y in knots]
             samples += _tube(canvas, polyline(canvas, np.array(moved), bend), radius, cortex)
         samples += _humeral_shaft(canvas, anatomy, side, pose.shoulders)
     return samples
