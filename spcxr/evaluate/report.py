@@ -36,6 +36,9 @@ PHANTOMS = (
     "that the parts work together; they say nothing about medicine."
 )
 
+# Metadata of a dataclass field that `write_json` leaves out: functions, patients' pseudonyms.
+NOT_WRITTEN = {"written": False}
+
 Cell = Interval | float | int | str | None
 
 
@@ -153,7 +156,8 @@ def write_report(path: str | Path, report: Report) -> Path:
 def write_json(path: str | Path, facts: Mapping[str, Any]) -> Path:
     """Write ``facts`` as JSON that any reader takes: NaN and infinities become null.
 
-    Dataclasses become mappings, arrays and tuples lists, paths text.
+    Dataclasses become mappings (fields marked `NOT_WRITTEN` left out), arrays and tuples lists,
+    paths text.
     """
     return write_text(path, json.dumps(plain(facts), indent=1, allow_nan=False) + "\n")
 
@@ -177,7 +181,8 @@ def plain(value: Any) -> Any:
     {'a': [1.0, None], 'b': [2, 'x']}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        written = [f.name for f in dataclasses.fields(value) if f.metadata.get("written", True)]
+        return {name: plain(getattr(value, name)) for name in written}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):

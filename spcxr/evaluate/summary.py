@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
 from spcxr.evaluate.intervals import Interval, Statistic, bootstrap_all
+from spcxr.evaluate.report import NOT_WRITTEN
 
 Array = NDArray[Any]
 
@@ -33,8 +34,8 @@ class ClassSummary:
     n_patients: int
     threshold: float | None
     overall: Mapping[str, Interval]
-    statistics: Mapping[str, Statistic]
-    patients: Array
+    statistics: Mapping[str, Statistic] = field(metadata=NOT_WRITTEN)
+    patients: Array = field(metadata=NOT_WRITTEN)
     by_class: Mapping[str, Mapping[str, Interval]]
     positives: Mapping[str, tuple[int, int]]
     confusion: Array | None

@@ -312,12 +312,17 @@ def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings)
         {"by_structure": by_structure, "subgroups": by_group},
         section,
         rows,
-        [
-            {f"dice {name}": _number(d) for name, d in zip(trained.names, dices, strict=True)}
-            | {f"iou {name}": _number(i) for name, i in zip(trained.names, ious, strict=True)}
-            for dices, ious in zip(dice, iou, strict=True)
-        ],
+        _overlap_rows(trained.names, dice, iou),
     )
+
+
+def _overlap_rows(names: tuple[str, ...], dice: Array, iou: Array) -> list[dict[str, str]]:
+    """One mapping an image, for ``predictions.csv``."""
+    return [
+        {f"dice {name}": _number(d) for name, d in zip(names, dices, strict=True)}
+        | {f"iou {name}": _number(i) for name, i in zip(names, ious, strict=True)}
+        for dices, ious in zip(dice, iou, strict=True)
+    ]
 
 
 def _mean_over_structures(values: Array) -> Array:
