@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from spcxr.data.manifest import ADDED, Manifest, concatenate
 from spcxr.data.pieces import Made, Piece, read_piece
@@ -19,8 +21,13 @@ from spcxr.errors import NothingDone, SpcxrError
 Rejections = list[tuple[str, str]]  # path, reason
 FROM_HEADER = ("patient_id", "view", "sex", "site", "age")  # the manifest's own cell wins
 MEASURED = tuple(name for name in ADDED if name != "source_root")
+FACTS = pa.schema(
+    [(name, pa.float32() if name == "age" else pa.string()) for name in FROM_HEADER]
+    + [(name, ADDED[name]) for name in MEASURED]
+)
 BOX = ("box_top", "box_left", "box_height", "box_width")
 ROWS_AT_ONCE = 64
+ROWS_IN_A_BLOCK = 4096
 
 
 class Assembly:
@@ -32,12 +39,9 @@ class Assembly:
 
     def __init__(self, pieces: Sequence[Piece], manifest: Manifest, writer: StoreWriter) -> None:
         self.pieces, self.manifest, self.writer = pieces, manifest, writer
-        self._files = list(
-            zip(manifest.column("source_root"), manifest.column("path"), strict=True)
-        )
-        self._rejected: Rejections = []
-        self._kept: list[int] = []
-        self._facts: dict[str, list[Any]] = {name: [] for name in (*FROM_HEADER, *MEASURED)}
+        self._reasons: dict[int, str] = {}
+        self._facts: list[dict[str, Any]] = []
+        self._blocks = [pa.Table.from_pylist([], FACTS)]
         self._next_piece = self._next_row = 0
 
     def advance(self) -> None:
@@ -57,30 +61,43 @@ class Assembly:
         self.advance()
         if self._next_piece != len(self.pieces):
             raise ValueError(f"piece {self._next_piece} of {len(self.pieces)} is not made yet")
-        rejected, file = self._rejected, self.writer.work / "rejected.csv"
+        self._pack()
+        rejected, file = self._rejections(), self.writer.work / "rejected.csv"
         write_rejections(file, rejected)
-        if not self._kept:
+        kept = [row for row in range(len(self.manifest)) if row not in self._reasons]
+        if not kept:
             for piece in self.pieces:  # nothing worth keeping: the next run tries all anew
                 piece.file.unlink()
             path, reason = rejected[0]
             raise NothingDone(
                 f"all {len(rejected)} files were rejected, {path} because: {reason}; see {file}"
             )
-        return _filled(self.manifest.select(self._kept), self._facts), rejected
+        facts = pa.concat_tables(self._blocks).combine_chunks()
+        return _filled(self.manifest.select(kept), facts), rejected
 
     def _take(self, made: Made) -> None:
         accepted = iter(zip(made.images, made.masks, strict=True))
         for row in made.rows:
             if "reason" in row:
-                root, path = self._files[self._next_row]
-                self._rejected.append((f"{root}/{path}", row["reason"]))
+                self._reasons[self._next_row] = sys.intern(row["reason"])
             else:
                 pixels, mask = next(accepted)
                 self.writer.add(pixels, mask, _box(row))
-                self._kept.append(self._next_row)
-                for name, cells in self._facts.items():
-                    cells.append(row[name])
+                self._facts.append(row)
             self._next_row += 1
+        if len(self._facts) >= ROWS_IN_A_BLOCK:
+            self._pack()
+
+    def _pack(self) -> None:
+        """Keep facts as Arrow does: a dictionary for each of a million rows is a gigabyte."""
+        self._blocks.append(pa.Table.from_pylist(self._facts, FACTS))
+        self._facts = []
+
+    def _rejections(self) -> Rejections:
+        part = self.manifest.select(list(self._reasons))
+        roots, paths = part.column("source_root"), part.column("path")
+        files = (f"{root}/{path}" for root, path in zip(roots, paths, strict=True))
+        return list(zip(files, self._reasons.values(), strict=True))
 
 
 def _read(piece: Piece) -> Made:
@@ -93,17 +110,13 @@ def _read(piece: Piece) -> Made:
         ) from error
 
 
-def _filled(manifest: Manifest, facts: Mapping[str, list[Any]]) -> Manifest:
-    columns: dict[str, pa.Array] = {}
+def _filled(manifest: Manifest, facts: pa.Table) -> Manifest:
+    """The manifest with its blank cells filled from ``facts``, and what was measured added."""
+    columns = {name: facts.column(name) for name in MEASURED}
     for name in FROM_HEADER:
-        own = manifest.column(name)
-        merged = [
-            found if cell in ("", None) else cell
-            for cell, found in zip(own, facts[name], strict=True)
-        ]
-        columns[name] = pa.array(merged, pa.float32() if name == "age" else pa.string())
-    for name in MEASURED:
-        columns[name] = pa.array(facts[name], ADDED[name])
+        own, found = manifest.table.column(name), facts.column(name)
+        blank = own.is_null() if name == "age" else pc.equal(own, "")
+        columns[name] = pc.if_else(blank, found, own)
     return manifest.with_columns(columns)
 
 

@@ -81,7 +81,7 @@ class Manifest:
         columns = read_table(path)
         root = path.parent if root is None else root
         made = cls.from_columns(columns, root=root, labels=labels, name=str(path))
-        refuse_leaks(made.patients.tolist(), made.column("split"), str(path))
+        refuse_leaks(made._patients(), made.column("split"), str(path))
         return made
 
     @classmethod
@@ -138,8 +138,11 @@ class Manifest:
         >>> Manifest.from_columns({"path": ["a.png"]}, root=".").patients.tolist()
         ['file:a.png']
         """
+        return np.array(self._patients(), dtype=np.str_)
+
+    def _patients(self) -> list[str]:
         pairs = zip(self.column("patient_id"), self.column("path"), strict=True)
-        return np.array([patient or f"file:{path}" for patient, path in pairs], dtype=np.str_)
+        return [patient or f"file:{path}" for patient, path in pairs]
 
     def rows(self, splits: str | Sequence[str]) -> np.ndarray:
         """``(m,)`` int64: the rows of these splits, in order.
@@ -190,7 +193,7 @@ class Manifest:
         self, ratios: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0, where: str = "manifest"
     ) -> Manifest:
         """Blank splits filled by patient (`splits.fill_splits`) and noted; leaks refused."""
-        patients, splits = self.patients.tolist(), self.column("split")
+        patients, splits = self._patients(), self.column("split")
         notes = list(self.notes)
         if blank := sum(not split for split in splits):
             shares = "/".join(f"{r:g}" for r in ratios)

@@ -23,7 +23,7 @@ FILES_PER_PIECE = 16  # at most: a crash or a kill loses the work on so many
 PIECES = 64  # at least, where there are as many files: enough for every worker of a large machine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """One image to prepare: its file and its masks, relative to ``root``."""
 
@@ -37,7 +37,7 @@ class Task:
         return tuple(Path(self.root, name) for name in (self.path, *self.masks))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Some tasks in a row, and the file that holds (or will hold) what came of them."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -181,7 +182,7 @@ class StoreWriter:
         self._shards: list[dict[str, Any]] = []
         self._images: GrowingArray | None = None
         self._masks: GrowingArray | None = None
-        self._moments: list[tuple[int, int, int]] = []
+        self._moments = [array("Q"), array("Q"), array("Q")]  # pixels, sum, sum of squares
         if not work and self.work.exists():
             raise SpcxrError(f"{self.work}: left by another run; remove it, or choose another out")
         self.work.mkdir(parents=True, exist_ok=True)
@@ -224,7 +225,9 @@ class StoreWriter:
             self._masks.append(blank if mask is None else mask.astype(np.uint8, copy=False))
         top, left, height, width = box or (0, 0, *expected)
         content = pixels[top : top + height, left : left + width].astype(np.uint64)
-        self._moments.append((content.size, int(content.sum()), int((content * content).sum())))
+        moments = (content.size, int(content.sum()), int((content * content).sum()))
+        for column, value in zip(self._moments, moments, strict=True):
+            column.append(value)
         if self._images.rows == self._per_shard:
             self._close_shard()
 
@@ -233,8 +236,8 @@ class StoreWriter:
 
         ``manifest`` has one row for each `add`, in order.
         """
-        if len(manifest) != len(self._moments):
-            raise ValueError(f"{len(manifest)} manifest rows for {len(self._moments)} images")
+        if len(manifest) != len(self._moments[0]):
+            raise ValueError(f"{len(manifest)} manifest rows for {len(self._moments[0])} images")
         self._close_shard()
         manifest.write(self.work / "manifest.parquet")
         entry = {
@@ -267,8 +270,8 @@ class StoreWriter:
         """Mean and std of pixels in [0, 1]; exact integer sums, so no order of summing shows."""
         training = [i for i, s in enumerate(manifest.column("split")) if is_training(s)]
         over = "training rows" if training else "all rows (there is no training split)"
-        chosen = [self._moments[i] for i in training] if training else self._moments
-        count, total, square = (sum(column) for column in zip(*chosen, strict=True))
+        chosen = training or range(len(manifest))
+        count, total, square = (sum(column[i] for i in chosen) for column in self._moments)
         top = int(np.iinfo(self.dtype).max)
         variance = (count * square - total * total) / (count * count)  # Python ints: exact
         return total / count / top, variance**0.5 / top, over
