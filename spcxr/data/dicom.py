@@ -13,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,17 @@ from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 
@@ -49,6 +55,13 @@ DAMAGED = (
     *(struct.error, zlib.error, InvalidDicomError, BytesLengthException),
 )
 """What pydicom and its decoders raise on damaged files; `_reading` holds only calls to them."""
+PLUGINS = {
+    **dict.fromkeys((JPEGBaseline8Bit, JPEGExtended12Bit), "pillow"),
+    **dict.fromkeys((JPEG2000Lossless, JPEG2000), "pylibjpeg"),
+    **dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), "pyjpegls"),
+}
+"""Preferred decoders. pydicom would take GDCM first, which ends the process on damaged JPEGs; it is
+left what only it decodes, lossless JPEG."""
 MAX_HEADER_BYTES = 2**24
 END_OF_CODESTREAM = b"\xff\xd9"  # JPEG, JPEG-LS and JPEG 2000 alike
 FRAME_HEADERS = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF markers, LS and JPEG
@@ -178,19 +191,35 @@ def decode(path: str | Path, dataset: pydicom.Dataset) -> np.ndarray:
     if syntax.is_encapsulated and syntax != RLELossless:
         with _reading(path, "its compressed pixels are damaged"):
             frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-            size = codestream_size(frame)
+            says = parse_codestream(frame)
+            size = dataset.Rows, dataset.Columns, dataset.SamplesPerPixel
         if END_OF_CODESTREAM not in frame[-16:]:
             raise Rejected(path, "its compressed pixels are cut short")
-        if size is not None and size != (dataset.Rows, dataset.Columns):
+        if says is None or (says.rows, says.columns, says.samples) != size:
             raise Rejected(path, "its compressed pixels are not of the size its header says")
-    if (reason := _undecodable(syntax, int(dataset.BitsStored))) is not None:
+        if says.bits > dataset.BitsAllocated:
+            raise Rejected(
+                path, f"its compressed pixels say {says.bits} bits, more than its header"
+            )
+    if (reason := undecodable(syntax, int(dataset.BitsStored))) is not None:
         raise Rejected(path, reason)
     with _reading(path, f"its pixels ({syntax.name}) are cut short or damaged"):
         # Unused bits stay as they are: pydicom would wrap values when BitsStored is too small.
-        return pixel_array(dataset, correct_unused_bits=False, view_only=True)
+        return pixel_array(
+            dataset,
+            correct_unused_bits=False,
+            view_only=True,
+            decoding_plugin=plugin(syntax),
+        )
 
 
-def _undecodable(syntax: UID, bits_stored: int) -> str | None:
+def plugin(syntax: UID) -> str:
+    """The decoder to use; "" leaves the choice to pydicom."""
+    wanted = PLUGINS.get(syntax, "")
+    return wanted if wanted and wanted in get_decoder(syntax).available_plugins else ""
+
+
+def undecodable(syntax: UID, bits_stored: int) -> str | None:
     """Why no installed decoder reads this transfer syntax, or None."""
     if syntax == JPEGExtended12Bit and bits_stored > 8:
         return "it is 12-bit JPEG Extended, which no free decoder reads; convert it to JPEG 2000"
@@ -203,26 +232,37 @@ def _undecodable(syntax: UID, bits_stored: int) -> str | None:
     return None
 
 
-def codestream_size(data: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 codestream says of itself.
+@dataclass(frozen=True)
+class Codestream:
+    """What a JPEG, JPEG-LS or JPEG 2000 codestream says of itself."""
 
-    A decoder allocates by these, not by the DICOM header: a bomb may differ. None: not found.
+    rows: int
+    columns: int
+    bits: int
+    samples: int
 
-    >>> codestream_size(bytes.fromhex("ffd8 fff7 000b 08 0010 0020 01 011100"))
-    (16, 32)
+
+def parse_codestream(data: bytes) -> Codestream | None:
+    """The frame header of a codestream, None where there is none.
+
+    Decoders allocate by these numbers, not by the DICOM header's: a bomb or damage may differ.
+
+    >>> parse_codestream(bytes.fromhex("ffd8 fff7 000b 08 0010 0020 01 011100"))
+    Codestream(rows=16, columns=32, bits=8, samples=1)
     """
     start = data.find(b"\xff\x4f\xff\x51", 0, 256)  # JPEG 2000: SOC, SIZ
     if start >= 0:
-        width, height, left, top = struct.unpack(">4I", data[start + 8 : start + 24])
-        return height - top, width - left
+        right, bottom, left, top = struct.unpack(">4I", data[start + 8 : start + 24])
+        samples, depth = struct.unpack(">HB", data[start + 40 : start + 43])
+        return Codestream(bottom - top, right - left, (depth & 0x7F) + 1, samples)
     at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
+    while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
         elif marker in FRAME_HEADERS:
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            return height, width
+            bits, rows, columns, samples = struct.unpack(">BHHB", data[at + 4 : at + 10])
+            return Codestream(rows, columns, bits, samples)
         else:
             at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
     return None

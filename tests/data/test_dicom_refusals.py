@@ -41,6 +41,7 @@ REFUSED = [
     ({"BitsStored": None}, "pixel description is damaged"),
     ({"RescaleSlope": 0, "RescaleIntercept": 0}, "RescaleSlope"),
     ({"Rows": 81}, "cut short or damaged"),
+    ({"SamplesPerPixel": None}, "cut short or damaged"),
 ]
 
 
@@ -69,6 +70,35 @@ def test_codestream_larger_than_its_header_is_refused_undecoded(radiographs):
     made.PixelData = bytes(data)
     with pytest.raises(Rejected, match="not of the size its header says"):
         read_study(radiographs.save(made))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("SC_rgb_jpeg_gdcm.dcm", (b"\xff\xc3\x00\x11\x08", b"\xff\xc3\x00\x11\xff")),
+        ("SC_rgb_jpeg_dcmtk.dcm", (b"\xff\xdb\x00C\x00", b"\xff\xdb\x00C\xff")),
+    ],
+    ids=["255 bits", "quantisation table"],
+)
+def test_damage_that_kills_gdcm_is_refused(name, change, radiographs):
+    """A segmentation fault and an abort in GDCM 3.2; if they come back, this test run dies."""
+    source = pydicom.dcmread(get_testdata_file(name))
+    source.Modality, source.BodyPartExamined = "CR", "CHEST"
+    data = radiographs.save(source).read_bytes()
+    assert change[0] in data
+    (radiographs.folder / "bad").write_bytes(data.replace(*change))
+    with pytest.raises(Rejected):
+        read_study(radiographs.folder / "bad")
+
+
+@pytest.mark.parametrize(
+    "syntax", [u for u in pydicom.uid.AllTransferSyntaxes if u.is_compressed and u.is_encapsulated]
+)
+def test_gdcm_is_only_asked_for_lossless_jpeg(syntax):
+    """It ends the process on other damaged files."""
+    if dicom.undecodable(syntax, 8) is None and dicom.plugin(syntax) == "":
+        left_to_pydicom = pydicom.pixels.get_decoder(syntax).available_plugins
+        assert "gdcm" not in left_to_pydicom or "Lossless, Non-Hierarchical" in syntax.name
 
 
 def test_deflate_bomb_is_refused(radiographs):
