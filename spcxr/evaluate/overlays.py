@@ -18,7 +18,9 @@ Array = NDArray[Any]
 # Okabe-Ito: told apart with any colour vision, and visible on grey.
 TRUE_COLOUR = (86, 180, 233)
 PREDICTED_COLOUR = (230, 159, 0)
+DRAWN_PX = 224
 GAP_PX = 6
+BICUBIC = Image.Resampling.BICUBIC
 CAPTION_PX = 22
 
 
@@ -53,19 +55,24 @@ def overlay(image: Array, predicted: Array, truth: Array | None = None) -> NDArr
 
     Returns
     -------
-    ``(H, W, 3)`` uint8.
+    ``(k H, k W, 3)`` uint8: images smaller than `DRAWN_PX` are enlarged k times first, or a line
+    one pixel wide would hide what it outlines.
 
-    >>> overlay(np.zeros((4, 4), np.uint8), np.ones((4, 4)))[0, 0].tolist()
-    [230, 159, 0]
+    >>> drawn = overlay(np.zeros((112, 112), np.uint8), np.ones((112, 112)))
+    >>> drawn.shape, drawn[0, 0].tolist()
+    ((224, 224, 3), [230, 159, 0])
     """
     if image.shape != predicted.shape or (truth is not None and truth.shape != image.shape):
         raise SpcxrError(f"mask {predicted.shape} over image {image.shape}; sizes must be equal")
-    grey = grey8(image)
-    picture = np.repeat(grey[..., None], 3, axis=-1)
-    width = max(1, round(min(image.shape) / 180))
+    times = -(-DRAWN_PX // min(image.shape))
+    height, width = image.shape
+    tile = Image.fromarray(grey8(image)).resize((times * width, times * height), BICUBIC)
+    picture = np.array(tile.convert("RGB"))
+    line_px = max(1, round(min(picture.shape[:2]) / 180))
     for mask, colour in ((truth, TRUE_COLOUR), (predicted, PREDICTED_COLOUR)):
         if mask is not None:
-            picture[outline(mask, width)] = colour
+            enlarged = mask.astype(bool).repeat(times, axis=0).repeat(times, axis=1)
+            picture[outline(enlarged, line_px)] = colour
     return picture
 
 
@@ -112,7 +119,7 @@ def grid(
             if max(tile.size) < tile_px:
                 scale = tile_px / max(tile.size)
                 sides = (round(tile.width * scale), round(tile.height * scale))
-                tile = tile.resize(sides, Image.Resampling.BICUBIC)
+                tile = tile.resize(sides, BICUBIC)
             left = c * (tile_px + GAP_PX) + (tile_px - tile.width) // 2
             sheet.paste(tile, (left, top + r * (tile_px + GAP_PX) + (tile_px - tile.height) // 2))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)

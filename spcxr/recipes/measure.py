@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,9 +112,10 @@ def measure(trained: TrainedModel, test_set: TestSet, settings: Settings) -> Res
     return task(trained, test_set, settings)
 
 
-def _chunks(test_set: TestSet, rows: Rows) -> Iterator[Rows]:
+def _chunks(test_set: TestSet) -> Iterator[Rows]:
     """The rows in pieces, under one progress bar."""
     pace = 0.2 if sys.stderr.isatty() else 10.0
+    rows = test_set.rows
     with tqdm(total=len(rows), desc=test_set.name, unit="image", mininterval=pace) as bar:
         for start in range(0, len(rows), CHUNK_ROWS):
             yield rows[start : start + CHUNK_ROWS]
@@ -241,7 +242,7 @@ def _scores(trained: TrainedModel, test_set: TestSet, settings: Settings) -> Arr
             device=settings.device,
             precision=settings.precision,
         )
-        for rows in _chunks(test_set, test_set.rows)
+        for rows in _chunks(test_set)
     ]
     return probabilities(np.concatenate(logits), multilabel=trained.multilabel)
 
@@ -257,16 +258,18 @@ def _number(value: float) -> str:
 def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings) -> Result:
     """Dice and IoU at the store's size, over the pixels whose class is known."""
     masked = np.array([bool(path) for path in test_set.column("mask_path")], bool)
-    rows, patients = test_set.rows[masked], test_set.patients[masked]
-    if not len(rows):
+    if not masked.any():
         raise SpcxrError(
             f"{test_set.store.path}: no row of {test_set.name} has a mask; prepare a manifest with "
             "mask_path, or choose other --splits"
         )
-    dice, iou = _overlaps(trained, test_set, rows, settings)
+    measured = replace(test_set, rows=test_set.rows[masked])
+    patients = measured.patients
+    dice, iou = _overlaps(trained, measured, settings)
     # several structures: an image's value is the mean over those it has
     mean_dice, mean_iou = _mean_over_structures(dice), _mean_over_structures(iou)
-    if np.isnan(mean_dice).all():
+    some = ~np.isnan(mean_dice)
+    if not some.any():
         raise SpcxrError(
             f"{test_set.store.path}: every mask of {test_set.name} is empty, and so is every "
             "prediction; check the masks"
@@ -281,43 +284,39 @@ def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings)
             seed=settings.seed,
         )
 
-    every, some = np.arange(len(rows)), ~np.isnan(mean_dice)
-    overall = summarise(every, mean_dice, mean_iou)
+    every = np.arange(len(patients))
     by_structure = {
         name: summarise(every, dice[:, k], iou[:, k])
         for k, name in enumerate(trained.names)
         if not np.isnan(dice[:, k]).all()
     }
-    usable = np.zeros(len(test_set.rows), bool)
-    usable[np.flatnonzero(masked)[some]] = True
-    place = np.cumsum(masked) - 1  # row of the set -> row of the measured ones
-    by_group = _by_group(test_set, usable, lambda r: summarise(place[r], mean_dice, mean_iou))
-    text = f"{len(rows)} images with a mask, of {len(np.unique(patients))} patients."
+    by_group = _by_group(measured, some, lambda rows: summarise(rows, mean_dice, mean_iou))
+    tables = [pages.comparison("By structure", by_structure)] if len(by_structure) > 1 else []
+    count = len(np.unique(patients))
+    text = f"{len(patients)} images with a mask, of {count} patients."
     if nothing := int((~some).sum()):
         text += f" In {nothing} of them mask and prediction are both empty: not in the mean."
-    structures = pages.comparison("By structure", by_structure) if len(by_structure) > 1 else None
-    section = Section(
-        test_set.name,
-        text=text,
-        tables=[*([structures] if structures else []), *_group_tables(by_group)],
-        pictures=[_examples(trained, test_set, rows, mean_dice, settings)],
-    )
     return Result(
         test_set,
-        len(rows),
-        len(np.unique(patients)),
-        overall,
+        len(patients),
+        count,
+        summarise(every, mean_dice, mean_iou),
         {"dice": lambda w: metrics.mean(mean_dice[some], w)},
         patients[some],
         {"by_structure": by_structure, "subgroups": by_group},
-        section,
-        rows,
-        _overlap_rows(trained.names, dice, iou),
+        Section(
+            test_set.name,
+            text=text,
+            tables=[*tables, *_group_tables(by_group)],
+            pictures=[_examples(trained, measured, mean_dice, settings)],
+        ),
+        measured.rows,
+        _overlap_cells(trained.names, dice, iou),
     )
 
 
-def _overlap_rows(names: tuple[str, ...], dice: Array, iou: Array) -> list[dict[str, str]]:
-    """One mapping an image, for ``predictions.csv``."""
+def _overlap_cells(names: Sequence[str], dice: Array, iou: Array) -> list[dict[str, str]]:
+    """The cells of ``predictions.csv``, one mapping an image."""
     return [
         {f"dice {name}": _number(d) for name, d in zip(names, dices, strict=True)}
         | {f"iou {name}": _number(i) for name, i in zip(names, ious, strict=True)}
@@ -333,12 +332,10 @@ def _mean_over_structures(values: Array) -> Array:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _overlaps(
-    trained: TrainedModel, test_set: TestSet, rows: Rows, settings: Settings
-) -> tuple[Array, Array]:
+def _overlaps(trained: TrainedModel, test_set: TestSet, settings: Settings) -> tuple[Array, Array]:
     """Dice and IoU ``(n, K)`` of every image and structure; memory stays flat."""
     dice, iou = [], []
-    for chunk in _chunks(test_set, rows):
+    for chunk in _chunks(test_set):
         for batch, predicted in _masks(trained, test_set, chunk, settings):
             truth = test_set.store.masks(batch)
             known = truth != NO_MASK
@@ -363,12 +360,10 @@ def _masks(
     )
 
 
-def _examples(
-    trained: TrainedModel, test_set: TestSet, rows: Rows, dice: Array, settings: Settings
-) -> Picture:
+def _examples(trained: TrainedModel, test_set: TestSet, dice: Array, settings: Settings) -> Picture:
     """The best, the median and the worst image, predicted once more so that none was kept."""
     chosen = best_median_worst(dice)
-    wanted = rows[[place for _, place in chosen]]
+    wanted = test_set.rows[[place for _, place in chosen]]
     predicted = np.concatenate([m for _, m in _masks(trained, test_set, wanted, settings)])
     images, truth = test_set.store.images(wanted), test_set.store.masks(wanted)
     truth = np.where(truth == NO_MASK, 0, truth)

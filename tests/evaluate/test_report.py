@@ -192,14 +192,18 @@ def test_small_and_unknown_groups_are_left_out():
 
 
 def test_overlay_draws_the_prediction_over_the_truth():
-    image = np.full((20, 20), 40000, np.uint16)
-    mask, truth = np.zeros((2, 20, 20), bool)
-    mask[5:15, 5:15] = True
-    truth[0:10, 0:10] = True
+    image = np.full((224, 224), 40000, np.uint16)
+    mask, truth = np.zeros((2, 224, 224), bool)
+    mask[50:150, 50:150] = True
+    truth[0:100, 0:100] = True
     picture = overlay(image, mask, truth)
-    assert picture[5, 7].tolist() == [230, 159, 0]
-    assert picture[0, 3].tolist() == [86, 180, 233]
-    assert picture[17, 17].tolist() == [156] * 3
+    assert picture[50, 70].tolist() == [230, 159, 0]
+    assert picture[0, 30].tolist() == [86, 180, 233]
+    assert picture[100, 100].tolist() == picture[170, 170].tolist() == [156] * 3
+    small = overlay(image[::4, ::4], mask[::4, ::4], truth[::4, ::4])
+    assert small.shape == (224, 224, 3)
+    assert small[52, 70].tolist() == [230, 159, 0]
+    assert small[100, 100].tolist() == [156] * 3
     with pytest.raises(SpcxrError, match="sizes must be equal"):
         overlay(image, mask[:10])
 
