@@ -7,10 +7,16 @@ number measured on them says anything about patients.
 from __future__ import annotations
 
 import csv
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from spcxr.data.phantom_detector import SITES
 from spcxr.data.phantom_dicom import NOTICE, SYNTAXES, save, to_dataset
@@ -43,6 +49,7 @@ def write(
     drift_ratio: float = 0.25,
     child_ratio: float = 0.25,
     compression: str = "none",
+    workers: int = 0,
 ) -> Path:
     """Write ``count`` phantoms below a folder that is new or empty; return its ``manifest.csv``.
 
@@ -51,7 +58,8 @@ def write(
     come in equal shares. About ``drift_ratio`` of the patients come from site-b and stand in split
     ``drift``; those of site-a are split by patient into ``train``, ``val`` and ``test`` (60, 15, 25
     %). About ``child_ratio`` are children. ``compression``: ``none``, ``deflated``, ``rle`` or
-    ``jpeg2000``. ``manifest.csv`` is written last, so a folder with one is whole.
+    ``jpeg2000``. ``workers``: processes that draw, 0 for none beside this one; the files are the
+    same. ``manifest.csv`` is written last, so a folder with one is whole.
 
     Raises
     ------
@@ -66,21 +74,51 @@ def write(
         raise SpcxrError(f"{folder}: not empty; choose a new folder for the phantoms")
     for room in ("dicom", "masks"):
         (folder / room).mkdir(parents=True, exist_ok=True)
-    rows = []
-    for index in range(count):
-        site, split, label, child = plan(index, drift_ratio, child_ratio)
-        phantom = draw(index, seed=seed, site=site, label=label, child=child, size_px=size_px)
-        path, mask = f"dicom/phantom-{index:05d}.dcm", f"masks/phantom-{index:05d}.png"
-        save(to_dataset(phantom, str(index)), folder / path, compression)
-        Image.fromarray(phantom.lung_mask.astype(np.uint8) * 255).save(folder / mask)
-        person = (phantom.view, site, f"{phantom.age:.0f}", phantom.sex)
-        rows.append((path, phantom.patient_id, split, *person, mask, label))
+    series = Series(folder, seed, size_px, drift_ratio, child_ratio, compression)
+    bar = tqdm(_rows(series, count, workers), "phantoms", count, unit="image", mininterval=1.0)
+    rows = list(bar)
     facts = {"seed": seed, "count": count, "size": size_px, "columns": ", ".join(COLUMNS)}
     (folder / "README.txt").write_text(README.format(notice=NOTICE, **facts))
     manifest = folder / "manifest.csv"
     with open(manifest, "w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     return manifest
+
+
+@dataclass(frozen=True)
+class Series:
+    """What the files of one folder have in common."""
+
+    folder: Path
+    seed: int
+    size_px: int
+    drift_ratio: float
+    child_ratio: float
+    compression: str
+
+
+def _rows(series: Series, count: int, workers: int) -> Iterator[tuple[str, ...]]:
+    """Write every image, in this process or in others, and give the manifest's rows in order."""
+    work = partial(_write_one, series)
+    if workers == 0:
+        yield from map(work, range(count))
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from pool.map(work, range(count), chunksize=4)
+
+
+def _write_one(series: Series, index: int) -> tuple[str, ...]:
+    """Draw and save one image and its mask; its row of the manifest."""
+    site, split, label, child = plan(index, series.drift_ratio, series.child_ratio)
+    phantom = draw(
+        index, seed=series.seed, site=site, label=label, child=child, size_px=series.size_px
+    )
+    path, mask = f"dicom/phantom-{index:05d}.dcm", f"masks/phantom-{index:05d}.png"
+    save(to_dataset(phantom, str(index)), series.folder / path, series.compression)
+    Image.fromarray(phantom.lung_mask.astype(np.uint8) * 255).save(series.folder / mask)
+    person = (phantom.view, site, f"{phantom.age:.0f}", phantom.sex)
+    return (path, phantom.patient_id, split, *person, mask, label)
 
 
 def plan(

@@ -102,11 +102,11 @@ def _add_covid(haze: _Haze, marks: Landmarks) -> None:
     rng = haze.rng
     severity = float(rng.beta(1.5, 1.5))
     for side, dome in ((-1.0, marks.right_dome), (1.0, marks.left_dome)):
-        for _ in range(rng.integers(2, 5)):
+        for _ in range(rng.integers(1, 5)):
             height = dome * rng.triangular(0.35, 0.85, 0.98)
             out = lookup(marks.wall, height) - rng.uniform(0.04, 0.24)
             radii = (rng.uniform(0.1, 0.2) + 0.07 * severity, rng.uniform(0.12, 0.26))
-            density = (0.08 + 0.42 * severity) * rng.uniform(0.7, 1.2)
+            density = (0.07 + 0.36 * severity) * rng.uniform(0.7, 1.2)
             haze.add((side * out, height), radii, 0.9, density)
 
 

@@ -60,6 +60,8 @@ def draw(
 ) -> Phantom:
     """Draw image ``index`` of the series ``seed``; it depends on nothing but the arguments.
 
+    With another ``label`` the chest, its pose and its exposure stay the same.
+
     ``size_px`` is the width (64 to 2048); the height is 1.1 (site-a) or 1.2 (site-b) times that.
     ``label`` is ``normal``, ``pneumonia`` or ``covid``. Two images in four are of one patient
     (`patient_of`) and share the anatomy when ``child`` is the same for both.
@@ -130,7 +132,8 @@ def _radiograph(
     rng: np.random.Generator,
 ) -> Array:
     """(H, W) uint16: all parts' path lengths added and exposed."""
-    opacity = draw_opacity(canvas, organs.landmarks, label, anatomy.child, rng)
+    # A stream of its own: the same chest, posed and exposed the same, whatever fills its lungs.
+    opacity = draw_opacity(canvas, organs.landmarks, label, anatomy.child, rng.spawn(1)[0])
     bone = draw_skeleton(canvas, anatomy, pose, organs.landmarks, rng)
     vessels = draw_vessels(canvas, organs.lung, rng) * rng.uniform(1.5, 2.2)
     grain = (
