@@ -7,6 +7,7 @@ scratch, and measured on the site it was trained on and on one it has never seen
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -37,7 +38,7 @@ class DemoConfig(Config):
     """Settings of `run`. The defaults take minutes on two cores; the page says how many."""
 
     out: str = setting(help="folder to write")
-    phantom_count: int = setting(720, "chests to draw", low=60)
+    phantom_count: int = setting(480, "chests to draw", low=60)
     drawn_px: int = setting(512, "side of the drawn DICOM images", low=128)
     model: str = setting("vit_tiny", "encoder", choices=tuple(VIT_SIZES))
     image_px: int = setting(96, "side of the encoder's input", low=32)
@@ -117,7 +118,13 @@ def draw(config: DemoConfig, folder: Path) -> Path:
     if not folder.exists():
         draft = folder.with_name(folder.name + ".partial")
         shutil.rmtree(draft, ignore_errors=True)
-        phantom.write(draft, count=config.phantom_count, seed=config.seed, size_px=config.drawn_px)
+        phantom.write(
+            draft,
+            count=config.phantom_count,
+            seed=config.seed,
+            size_px=config.drawn_px,
+            workers=len(os.sched_getaffinity(0)),
+        )
         draft.rename(folder)
     return folder / "manifest.csv"
 
