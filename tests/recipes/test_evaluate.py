@@ -291,3 +291,14 @@ def test_on_real_radiographs(work, tmp_path, shared_data: Path):
     run(settings(work, tmp_path / "out", data=shared_data / "drift_manifest.csv", splits=("all",)))
     found = read(tmp_path / "out")[1]["sets"]["drift_manifest"]
     assert found["rows"] > 20
+
+
+@pytest.mark.parametrize("winner", [0, 1])
+def test_the_class_of_the_largest_logit_is_drawn(work, winner):
+    trained, store = load_trained(work / "masks"), Store.open(work / "store")
+    trained.model.decoder.out.bias.data = torch.eye(2)[winner] * 1000
+    (_, masks), = predict_masks(
+        trained.model, store, np.arange(3), trained.normalisation,
+        batch_size=4, device=CPU, precision="fp32",
+    )  # fmt: skip
+    assert (masks == winner).all()
