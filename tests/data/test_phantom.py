@@ -234,6 +234,16 @@ def test_compressed_copies_hold_the_same_pixels(tmp_path, compression):
         assert packed.SOPInstanceUID == plain.SOPInstanceUID
 
 
+def test_other_processes_write_the_same_files(tmp_path):
+    for name, workers in (("alone", 0), ("shared", 2)):
+        write(tmp_path / name, count=5, size_px=64, workers=workers)
+    files = sorted(p.relative_to(tmp_path / "alone") for p in tmp_path.glob("alone/**/*.*"))
+    assert len(files) == 5 + 5 + 2
+    for file in files:
+        pair = [(tmp_path / name / file).read_bytes() for name in ("alone", "shared")]
+        assert pair[0] == pair[1], file
+
+
 def test_no_patient_stands_in_two_splits(written):
     splits: dict[str, set[str]] = {}
     for row in rows_of(written):
