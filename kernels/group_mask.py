@@ -148,7 +148,8 @@ def group_mask(
     if count:
         key = (_signed(seed & 0xFFFFFFFF), _signed(seed >> 32), _signed(epoch))
         law = (*grid, *target, *sides, torus, max_blocks)
-        group_mask_kernel[(count,)](
-            image_ids.contiguous(), blocks, mask, *key, *law, num_warps=NUM_WARPS
-        )
+        with torch.cuda.device_of(image_ids):  # Triton launches on the current device
+            group_mask_kernel[(count,)](
+                image_ids.contiguous(), blocks, mask, *key, *law, num_warps=NUM_WARPS
+            )
     return blocks, mask.view(torch.bool)

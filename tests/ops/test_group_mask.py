@@ -254,7 +254,8 @@ def test_triton_twin_in_the_interpreter():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["native", "triton"])
 def test_on_a_gpu(name):
-    for grid, law, placement in itertools.product(GRIDS, LAWS, PLACEMENTS):
+    grids = GRIDS if name == "native" else GRIDS[::3]  # Triton compiles each law
+    for grid, law, placement in itertools.product(grids, LAWS, PLACEMENTS):
         key = {"seed": 2**40 + 1, "epoch": 7, "grid": grid, "placement": placement, **law}
         made = group_mask(IDS.cuda(), backend=name, **key)
         assert made.mask.is_cuda
