@@ -235,7 +235,8 @@ def _complete(out: Path, facts: dict[str, Any], overwrite: bool) -> bool:
         _say(f"{out}: already complete, {len(store)} images")
         _forget(partial_folder(out), facts["request"])
         return True
-    why = f"other settings ({', '.join(names)})" if names else "files that have changed since"
+    changed = "files that have changed since, or by another version"
+    why = f"other settings ({', '.join(names)})" if names else changed
     raise SpcxrError(f"{out}: holds a store made from {why}; choose another --out, or --overwrite")
 
 

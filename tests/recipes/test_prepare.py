@@ -2,10 +2,7 @@
 
 import csv
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -198,31 +195,6 @@ def test_an_interrupted_run_goes_on_where_it_was(many, tmp_path, monkeypatch):
     assert store.manifest.column("image_height_px")[3] == 30
 
 
-def test_killed_outright_it_goes_on_too(many, tmp_path):
-    """SIGKILL in the middle: no store, no orphans, and the rerun equals an unbroken one."""
-    for i in range(37, 400):
-        shutil.copy(many / "000.png", many / f"{i:03d}.png")
-    code = (
-        "from spcxr.recipes.prepare import *\n"
-        "if __name__ == '__main__':\n"
-        f"    run(PrepareConfig(sources=({str(many)!r},), out={str(tmp_path / 's')!r},"
-        f" size_px={SIZE}, workers=2))"
-    )
-    (tmp_path / "job.py").write_text(code)
-    job = subprocess.Popen([sys.executable, tmp_path / "job.py"], stderr=subprocess.DEVNULL)
-    pieces = tmp_path / "s.partial" / "pieces"
-    deadline = time.monotonic() + 60
-    while not list(pieces.glob("*.npz")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(job.pid, signal.SIGKILL)
-    job.wait()
-    assert list(pieces.glob("*.npz"))
-    assert not (tmp_path / "s").exists()
-    store = Store.open(run(config(many, tmp_path / "s")))
-    store.verify()
-    assert len(store) == 400
-
-
 def test_sigterm_is_a_clean_stop(many, tmp_path, monkeypatch):
     def ask_to_stop(*rest):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -233,43 +205,6 @@ def test_sigterm_is_a_clean_stop(many, tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match="stopped with 0 of 37 images read"):
         run(config(many, tmp_path / "s"))
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_file_that_kills_its_reader_is_rejected_and_the_run_goes_on(many, tmp_path):
-    """A decoder's segmentation fault, played by a sitecustomize that workers import."""
-    plant = tmp_path / "plant"
-    plant.mkdir()
-    (plant / "sitecustomize.py").write_text(
-        "import os\n"
-        "from PIL import Image\n"
-        "opened = Image.open\n"
-        "def deadly(file, *rest, **named):\n"
-        "    name = getattr(file, 'name', file)\n"
-        "    if str(name).endswith('020.png'):\n"
-        "        os.abort()\n"
-        "    return opened(file, *rest, **named)\n"
-        "Image.open = deadly\n"
-    )
-    code = (
-        "from spcxr.recipes.prepare import *\n"
-        "from spcxr.data import pieces\n"
-        "if __name__ == '__main__':\n"
-        "    pieces.PIECES = 1\n"
-        f"    run(PrepareConfig(sources=({str(many)!r},), out={str(tmp_path / 's')!r},"
-        f" size_px={SIZE}, workers=2))"
-    )
-    (tmp_path / "job.py").write_text(code)
-    path = os.pathsep.join([str(plant), *filter(None, [os.environ.get("PYTHONPATH")])])
-    subprocess.run(
-        [sys.executable, tmp_path / "job.py"],
-        env={**os.environ, "PYTHONPATH": path},
-        check=True,
-        timeout=120,
-        capture_output=True,
-    )
-    store = Store.open(tmp_path / "s")
-    assert len(store) == 36
-    assert rejected(store.path) == {"020.png": pool.CRASHED}
 
 
 def test_running_it_again_does_nothing_twice(many, tmp_path, monkeypatch, capsys):
