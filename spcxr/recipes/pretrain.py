@@ -210,7 +210,9 @@ def learn(loop: Loop, position: Position) -> None:
             position = validate(loop, position)
             if config.sample_every and (epoch % config.sample_every == 0 or last):
                 picture(loop, epoch)
-        if inside or last or loop.signals.came or epoch % config.save_every_epochs == 0:
+        best = position.best_step == position.step
+        due = epoch % config.save_every_epochs == 0
+        if inside or last or best or due or loop.signals.came:
             loop.save(position)
         if loop.signals.came and not last:
             where = f"step {position.step} of {training.total_steps}"

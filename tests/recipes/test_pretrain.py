@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -240,7 +241,23 @@ def test_checkpoints_by_the_clock(store, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", note)
     run(settings(store, tmp_path / "a", epochs=2, save_every_epochs=9))
-    assert saved == [1, 2, 3, 5, 6, 7, 8]
+    assert saved == [1, 2, 3, 4, 5, 6, 7, 8]  # 4: the best of all epochs so far
+
+
+def test_the_best_epoch_is_kept_however_seldom_checkpoints_are_due(store, tmp_path, monkeypatch):
+    figures = iter([0.5, 0.2, 0.9, 0.8])
+    validate = pretrain.validate
+
+    def told(loop, position):
+        validate(loop, position)
+        loss = next(figures)
+        better = position.best is None or loss < position.best
+        return replace(position, best=loss, best_step=position.step) if better else position
+
+    monkeypatch.setattr(pretrain, "validate", told)
+    folder = run(settings(store, tmp_path / "a", epochs=4, save_every_epochs=4))
+    best = json.loads((folder / "checkpoints" / "best" / "checkpoint.json").read_text())
+    assert (best["position"]["step"], best["position"]["best"]) == (8, 0.2)
 
 
 def test_accumulated_batches_make_one_step(store, tmp_path):
