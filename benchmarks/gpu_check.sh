@@ -47,10 +47,13 @@ step build "$PYTHON" -m pip install --no-build-isolation --no-deps --editable .
 step "ctest configure" cmake -S . -B build/gpu -DSPCXR_CUDA=ON -DPython_EXECUTABLE="$(command -v "$PYTHON")"
 step "ctest build" cmake --build build/gpu --parallel
 step ctest ctest --test-dir build/gpu --output-on-failure
-step "pytest -m gpu" "$PYTHON" -m pytest -q -m gpu tests/ops
-step "pytest tests/ops (CPU)" "$PYTHON" -m pytest -q -m "not gpu and not slow" tests/ops
+step "pytest -m gpu" "$(dirname "$(command -v "$PYTHON")")/pytest" -q -m gpu tests
+step "pytest tests/ops (CPU)" "$(dirname "$(command -v "$PYTHON")")/pytest" -q -m "not gpu and not slow" tests/ops
 sanitized memcheck
 sanitized racecheck
+# A recipe in bf16 on the GPU, small: it must run and its figures must be finite.
+step "demo on the GPU" "$PYTHON" -c 'from spcxr.cli import train; train()' demo --out "$log/demo" \
+    --device cuda --phantom-count 60 --pretrain-epochs 2 --classify-epochs 2 --segment-epochs 2
 for bench in benchmarks/bench_*.py; do
     # Benchmarks of ops only; those of files and recipes say nothing about the GPU.
     [ -f "spcxr/ops/$(basename "$bench" .py | sed s/^bench_//).py" ] || continue

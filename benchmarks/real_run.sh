@@ -31,7 +31,7 @@ prepare one-source "$out/manifests/one-source.csv"
 prepare seg-children "$out/manifests/seg-children.csv"
 
 "$bin" pretrain --data "$out/unlabeled" --out "$out/pretrain" --model vit_tiny $small \
-  --epochs "${EPOCHS:-25}" --base-lr 2e-3 --sample-every 5
+  --epochs "${EPOCHS:-14}" --base-lr 2e-3 --sample-every 5
 
 for start in pretrained scratch; do
   if [ $start = pretrained ]; then init="--init $out/pretrain"; else init="--init scratch --model vit_tiny"; fi

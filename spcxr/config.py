@@ -67,6 +67,8 @@ def _check(f: dataclasses.Field[Any], value: Any) -> None:
     for v in values:
         if choices and v not in choices:
             raise ConfigError(f"{f.name} is {v!r}; choose one of: {', '.join(choices)}")
+        if isinstance(v, float) and not math.isfinite(v):
+            raise ConfigError(f"{f.name} is {v}; give a finite number")
         if (low is not None and v < low) or (high is not None and v > high):
             raise ConfigError(f"{f.name} is {v}; it must lie in [{low}, {high}]")
 
@@ -100,7 +102,7 @@ def convert(name: str, hint: Any, value: Any) -> Any:
         made = hint(value)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} is {value!r}; expected {hint.__name__}") from error
-    if hint is int and made != float(value):
+    if hint is int and isinstance(value, float) and made != value:
         raise ConfigError(f"{name} is {value!r}; expected int")
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import traceback
 import typing
@@ -82,11 +83,11 @@ def with_exit_code(work: Callable[[], None], debug: bool) -> None:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.exit_code) from error
-    except PermissionError as error:
+    except OSError as error:
+        # A place that cannot be used: no permission, read-only, full, not a folder, vanished.
         if debug:
             traceback.print_exc()
-        click.echo(
-            f"error: {error.filename}: no permission ({error.strerror}); choose another folder",
-            err=True,
-        )
+        where = error.filename or "a file"
+        remedy = "free some space" if error.errno == errno.ENOSPC else "check this path"
+        click.echo(f"error: {where}: {error.strerror or error}; {remedy}", err=True)
         raise SystemExit(2) from error

@@ -42,7 +42,7 @@ class DemoConfig(Config):
     drawn_px: int = setting(512, "side of the drawn DICOM images", low=128)
     model: str = setting("vit_tiny", "encoder", choices=tuple(VIT_SIZES))
     image_px: int = setting(96, "side of the encoder's input", low=32)
-    patch_px: int = setting(16, "side of a patch", choices=())
+    patch_px: int = setting(16, "side of a patch", low=4)
     pretrain_epochs: int = setting(30, "passes over the unlabelled images", low=1)
     classify_epochs: int = setting(15, "passes over the labelled images", low=1)
     segment_epochs: int = setting(10, "passes over the images with masks", low=1)
@@ -51,6 +51,14 @@ class DemoConfig(Config):
     seed: int = setting(0, "of drawings, weights, order, masks and resamples", low=0)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     precision: str = setting("auto", "bf16 where it is fast, or", choices=("auto", "bf16", "fp32"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Every chapter's settings are checked before the first one is drawn.
+        nowhere = Path(self.out)
+        pretrain_settings(self, nowhere, nowhere)
+        for task in ("classify", "segment"):
+            task_settings(self, nowhere, nowhere, task, "scratch")
 
 
 def run(config: DemoConfig) -> Path:

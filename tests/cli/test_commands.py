@@ -57,6 +57,27 @@ def test_errors_are_one_line_with_their_exit_code():
         assert result.output == f"error: {error}\n"
 
 
+def test_places_that_cannot_be_used_are_one_line():
+    for error in (
+        NotADirectoryError(20, "Not a directory", "a/b"),
+        PermissionError(13, "Permission denied", "a/b"),
+        OSError(30, "Read-only file system", "a/b"),
+        OSError(28, "No space left on device", "a/b"),
+    ):
+        result, _ = cook(["--out", "x"], raises=error)
+        assert result.exit_code == 2
+        assert result.output.startswith("error: a/b: ")
+        assert result.output.count("\n") == 1
+
+
+def test_numbers_keep_their_digits_and_must_be_finite():
+    _, config = cook(["--out", "x", "--egg-count", "12345678901234567"])
+    assert config.egg_count == 12345678901234567
+    result, _ = cook(["--out", "x", "--span", "nan,1"])
+    assert result.exit_code == 2
+    assert "finite" in result.output
+
+
 def test_debug_shows_the_traceback():
     result, _ = cook(["--out", "x", "--debug"], raises=SpcxrError("bad"))
     assert "Traceback" in result.output

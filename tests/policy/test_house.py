@@ -3,6 +3,7 @@
 import ast
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -171,6 +172,16 @@ def test_readme_names_only_what_exists():
                 "gpu-check",
             }:
                 assert following in targets
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_and_pictures_are_there(document):
+    """A file named in a document exists; other sites are not asked."""
+    text = (ROOT / document).read_text()
+    named = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(
+        r"`((?:docs|benchmarks)/[\w./]+)`", text
+    )
+    assert [n for n in named if not n.startswith("http") and not (ROOT / n).exists()] == []
 
 
 if __name__ == "__main__":
