@@ -36,7 +36,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from spcxr.data.dicom_header import VIEWS, Header, parse_header, parse_pixel_tags
+from spcxr.data.dicom_header import Header, parse_header, parse_pixel_tags
 from spcxr.data.dicom_pixels import OnlyPadding, PixelTags, luminance, to_pixels
 from spcxr.data.raster import is_coloured
 from spcxr.data.study import Rejected, Study, range_notes
@@ -44,10 +44,10 @@ from spcxr.data.study import Rejected, Study, range_notes
 MODALITIES = ("CR", "DX", "DR", "RG")
 CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "LUNG")
 NO_BODY_PART = ("", "UNKNOWN", "OTHER", "NONE", "UNSPECIFIED")
-TERMS = "HFP HFS HFDR HFDL FFDR FFDL FFP FFS LFP LFS RFP RFS AFDR AFDL PFDR PFDL"
-POSTURES = "ERECT STANDING UPRIGHT SEMIERECT SITTING SUPINE PRONE RECUMBENT DECUBITUS"
-POSITIONS = {"", *TERMS.split(), *POSTURES.split(), *VIEWS}
-"""PatientPosition's defined terms (PS3.3 C.7.3.1.1.2) and what radiography writes there instead."""
+MEANINGLESS_POSITION = "XX"
+OTHER_POSITIONS = ("FROGLEG", "LITHOTOMY", "SKYLINE", "SUNRISE", "MORTISE", "WATERS", "TOWNE")
+"""In PatientPosition: no chest is imaged so. It is free text in radiography, so no more is asked of
+it; `dicom_header.position_note` notes what is none of the usual."""
 GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR")
 DAMAGED = (
     *(OSError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError),
@@ -150,10 +150,9 @@ def refuse(path: str | Path, header: Header, max_pixels: int) -> None:
     known_part = header.body_part not in NO_BODY_PART
     if known_part and not any(w in header.body_part for w in CHEST_WORDS):
         raise Rejected(path, f"its BodyPartExamined is {_quoted(header.body_part)}, not the chest")
-    if header.position not in POSITIONS:
-        raise Rejected(
-            path, f"its PatientPosition is {_quoted(header.position)}, no known position"
-        )
+    position = header.position
+    if position == MEANINGLESS_POSITION or any(w in position for w in OTHER_POSITIONS):
+        raise Rejected(path, f"its PatientPosition is {_quoted(position)}, none of a chest X-ray")
     if header.for_processing:
         raise Rejected(path, "it is FOR PROCESSING (raw); export the image FOR PRESENTATION")
     if header.frames != 1:

@@ -18,6 +18,10 @@ VIEWS = {
     **dict.fromkeys(("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT"), "LATERAL"),
     **dict.fromkeys(("LEFTLATERAL", "RIGHTLATERAL"), "LATERAL"),
 }
+TERMS = "HFP HFS HFDR HFDL FFDR FFDL FFP FFS LFP LFS RFP RFS AFDR AFDL PFDR PFDL"
+POSTURES = "ERECT STANDING UPRIGHT SEMIERECT SITTING SUPINE PRONE RECUMBENT DECUBITUS"
+POSITIONS = {"", *TERMS.split(), *POSTURES.split(), *VIEWS}
+"""PatientPosition's defined terms (PS3.3 C.7.3.1.1.2) and what radiography writes there instead."""
 FOR_PROCESSING_CLASS = "1.2.840.10008.5.1.4.1.1.1.1.1"
 DAYS_PER = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 OLDEST = 120.0
@@ -58,6 +62,7 @@ def parse_header(dataset: pydicom.Dataset) -> Header:
         "" if modality else "Modality is missing",
         age_note,
         orientation_note(dataset.get("PatientOrientation")),
+        position_note(word(dataset, "PatientPosition")),
     )
     intent, sop_class = word(dataset, "PresentationIntentType"), dataset.get("SOPClassUID")
     return Header(
@@ -184,6 +189,15 @@ def orientation_note(orientation: Any) -> str:
     if column == "H":
         return "stored upside down (PatientOrientation), kept so"
     return ""
+
+
+def position_note(position: str) -> str:
+    """Free text is not quoted: it may be anything.
+
+    >>> position_note("ERECT"), position_note("HALFSITTING")
+    ('', 'PatientPosition is none of the usual words; not used')
+    """
+    return "" if position in POSITIONS else "PatientPosition is none of the usual words; not used"
 
 
 def is_pair(value: object) -> bool:

@@ -28,6 +28,7 @@ REFUSED = [
     ({"BodyPartExamined": "HIP"}, "BodyPartExamined is HIP"),
     ({"BodyPartExamined": "RIBCAGE"}, "BodyPartExamined is RIBCAGE"),
     ({"PatientPosition": "XX"}, "PatientPosition is XX"),
+    ({"PatientPosition": "FROG LEG"}, "PatientPosition is FROGLEG"),
     ({"PresentationIntentType": "FOR PROCESSING"}, "FOR PROCESSING"),
     ({"SOPClassUID": CLASS_DX + ".1"}, "FOR PROCESSING"),
     ({"NumberOfFrames": 2}, "2 frames"),
@@ -177,6 +178,15 @@ def test_single_frame_multiframe_and_missing_modality_are_read(radiographs):
     study = radiographs.read(NumberOfFrames=1, Modality=None)
     np.testing.assert_array_equal(study.pixels, radiographs.gradient)
     assert study.notes == ("Modality is missing",)
+
+
+@pytest.mark.parametrize(
+    "position", ["UPRIGHT AP", "HALF SITTING", "STANDING PA", "LATERAL DECUBITUS", "BED"]
+)
+def test_free_text_positions_are_read_and_noted_unquoted(position, radiographs):
+    study = radiographs.read(PatientPosition=position)
+    assert study.notes == ("PatientPosition is none of the usual words; not used",)
+    assert radiographs.read(PatientPosition="ERECT").notes == ()
 
 
 @pytest.mark.parametrize("part", ["CHEST", "Chest", "PORT CHEST", "THORAX", "TORAX", "", None])
