@@ -10,13 +10,19 @@ from spcxr.errors import SpcxrError
 SPLITS = ("train", "val", "test")
 
 
-def is_training(split: str) -> bool:
-    """Whether a split is learned from: its name holds ``train`` (train, pretrain, extra_train).
+HELD_OUT = ("val", "test", "drift", "holdout", "external")
 
-    >>> is_training("extra_train"), is_training("drift")
-    (True, False)
+
+def is_training(split: str) -> bool:
+    """Whether a split is learned from unless told otherwise: the one rule for all of spcxr.
+
+    Held out is a name that begins with one of `HELD_OUT`; a blank split, not settled yet, is not
+    learned from either. All other names are.
+
+    >>> [is_training(split) for split in ("pretrain", "dev", "Validation", "drift_b", "")]
+    [True, True, False, False, False]
     """
-    return "train" in split.lower()
+    return bool(split) and not split.lower().startswith(HELD_OUT)
 
 
 def hash_split(patient: str, ratios: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spcxr import __version__
 from spcxr.config import to_dict
+from spcxr.data.splits import is_training
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.models.vit import build_vit
@@ -38,7 +39,6 @@ from spcxr.train.run_folder import open_run
 from spcxr.train.samples import save_grid
 from spcxr.train.schedule import cosine
 
-HELD_OUT = ("val", "test", "drift")  # splits whose names begin so are never learned from unasked
 MOST_VALIDATED = 512  # held-out images an epoch's loss is taken over: a figure, not a study
 SHOWN = 8
 
@@ -132,7 +132,7 @@ def open_data(config: PretrainConfig, folder: Path) -> Store:
 def choose_rows(config: PretrainConfig, store: Store) -> tuple[Rows, Rows]:
     """Rows to learn from, and rows of val* to watch the loss on (at most `MOST_VALIDATED`)."""
     found = store.manifest.splits
-    wanted = config.splits or tuple(s for s in found if not s.startswith(HELD_OUT))
+    wanted = config.splits or tuple(s for s in found if is_training(s))
     if missing := [s for s in wanted if s not in found]:
         raise SpcxrError(f"{store.path}: no split {missing[0]!r}; it has: {', '.join(found)}")
     rows = store.manifest.rows(wanted)

@@ -127,8 +127,15 @@ def test_a_patient_on_both_sides_is_refused_without_a_name(tmp_path):
 
 
 def test_training_splits_may_share_a_patient(tmp_path):
-    text = "path,patient_id,split\na,p,train\nb,p,pretrain\nc,p,extra_train\n"
-    assert len(Manifest.read(written(tmp_path, text))) == 3
+    text = "path,patient_id,split\na,p,train\nb,p,pretrain\nc,p,extra_train\nd,p,dev\n"
+    assert len(Manifest.read(written(tmp_path, text))) == 4
+
+
+@pytest.mark.parametrize("split", ["test_of_training", "holdout", "external_train", "Validation"])
+def test_a_split_is_held_out_by_how_its_name_begins(tmp_path, split):
+    text = f"path,patient_id,split\na,p,dev\nb,p,{split}\n"
+    with pytest.raises(SpcxrError, match="one patient in two splits"):
+        Manifest.read(written(tmp_path, text))
 
 
 def test_links_that_leave_the_root_are_refused(tmp_path):

@@ -94,6 +94,11 @@ def test_mean_and_std_are_those_of_the_training_rows_content(tmp_path, dtype):
     assert store.facts["statistics_over"] == "training rows"
 
 
+def test_the_statistics_leave_out_what_pretraining_leaves_out(tmp_path):
+    store, images, _ = make(tmp_path, splits=("dev", "external_train"))
+    np.testing.assert_allclose(store.mean, images[::2].mean() / 255)
+
+
 def test_without_a_training_split_the_statistics_say_so(tmp_path):
     store, images, _ = make(tmp_path, splits=("drift",))
     assert store.facts["statistics_over"] == "all rows (there is no training split)"

@@ -319,7 +319,8 @@ def test_a_manifest_is_prepared_into_the_run(tmp_path):
 
 
 def test_rows_to_learn_from(tmp_path):
-    splits = ("train", "pretrain", "val-a", "val-b", "test", "drift-site", "train")
+    held_out = ("external-b", "holdout")
+    splits = ("train", "pretrain", "val-a", "val-b", "test", "drift-site", "train", *held_out)
     store = Store.open(write_store(tmp_path / "s", splits=splits))
     rows, held_out = pretrain.choose_rows(settings(store.path, tmp_path), store)
     assert (rows.tolist(), held_out.tolist()) == ([0, 1, 6], [2, 3])
