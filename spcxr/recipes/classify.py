@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spcxr.config import setting
+from spcxr.config import setting, to_dict
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate.metrics import auroc, by_class
@@ -23,15 +23,23 @@ from spcxr.evaluate.report import write_json
 from spcxr.evaluate.summary import summarise_classes
 from spcxr.infer.predict import predict_classes, probabilities
 from spcxr.models.heads import ClassificationHead, Classifier
-from spcxr.recipes.finetune import FinetuneConfig, Start, begin, opened, rows_of, take_fraction
+from spcxr.recipes.finetune import FinetuneConfig, Start, begin, rows_of, take_fraction
 from spcxr.recipes.fitting import Course, export, fit, write_predictions
+from spcxr.recipes.targets import (
+    Matrix,
+    Rows,
+    Targets,
+    class_weights,
+    is_one_of_many,
+    keep_chosen,
+    refuse_unlearnable,
+    settle_uncertain,
+)
 from spcxr.train.augment import Warps
 from spcxr.train.checkpoint import Position
 from spcxr.train.device import pick_device, pick_precision
 from spcxr.train.optim import build_adamw
-
-Matrix = NDArray[np.float32]
-Rows = NDArray[np.int64]
+from spcxr.train.run_folder import open_run
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,8 @@ def run(config: ClassifyConfig) -> Path:
     Interrupted
         Ctrl-C or SIGTERM: saved; the message says how to go on.
     """
-    with opened(config, "classify") as folder:
+    settings = to_dict(config)
+    with open_run(config.out, settings, recipe="classify", resume=config.resume) as folder:
         start = begin(config, folder)
         cohort = choose_cohort(config, start.store)
         course, task = build(config, folder, start, cohort)
@@ -79,19 +88,6 @@ def run(config: ClassifyConfig) -> Path:
 
 
 @dataclass(frozen=True)
-class Targets:
-    """Label names, the kind of task, and ``values (n, K)`` float32: 1, 0, NaN = unknown."""
-
-    names: tuple[str, ...]
-    multilabel: bool
-    values: Matrix
-
-    def labelled(self, rows: Rows) -> Rows:
-        """Those of ``rows`` with any known label."""
-        return rows[~np.isnan(self.values[rows]).all(1)]
-
-
-@dataclass(frozen=True)
 class Cohort:
     """The targets, and the labelled rows to learn from, to choose by and to test on."""
 
@@ -99,56 +95,6 @@ class Cohort:
     train: Rows
     val: Rows
     test: Rows
-
-
-def settle_uncertain(matrix: Matrix, policy: str) -> Matrix:
-    """Labels 1 / 0 / -1 / NaN -> 1 / 0 / NaN: -1 (uncertain) becomes unknown, 1 or 0.
-
-    The policies U-Ignore, U-Ones and U-Zeros of CheXpert (arXiv 1901.07031).
-
-    >>> settle_uncertain(np.array([[1, -1, np.nan]], np.float32), "ones").tolist()
-    [[1.0, 1.0, nan]]
-    """
-    value = {"ignore": np.nan, "ones": 1.0, "zeros": 0.0}[policy]
-    return np.where(matrix == -1, value, matrix).astype(np.float32)
-
-
-def is_one_of_many(values: Matrix) -> bool:
-    """Whether each labelled row is fully known and has exactly one 1 among two labels or more.
-
-    >>> is_one_of_many(np.array([[1, 0], [0, 1], [np.nan, np.nan]], np.float32))
-    True
-    """
-    labelled = values[~np.isnan(values).all(1)]
-    one_each = bool((~np.isnan(labelled)).all()) and bool((labelled.sum(1) == 1).all())
-    return values.shape[1] > 1 and one_each
-
-
-def refuse_unlearnable(targets: Targets, rows: Rows, where: str) -> None:
-    """Refuse labels that no training row tells apart, naming the ones that can be learned.
-
-    Raises
-    ------
-    SpcxrError
-        labels without a known value, or with one value only, among ``rows``.
-    """
-    values = targets.values[rows]
-    blank = [n for n, v in zip(targets.names, values.T, strict=True) if np.isnan(v).all()]
-    constant = [
-        n
-        for n, v in zip(targets.names, values.T, strict=True)
-        if n not in blank and len(np.unique(v[~np.isnan(v)])) == 1
-    ]
-    good = [n for n in targets.names if n not in blank and n not in constant]
-    if len(good) == len(targets.names):
-        return
-    faults = [f"{', '.join(blank)} blank in all rows"] if blank else []
-    faults += [f"{', '.join(constant)} the same in all known rows"] if constant else []
-    remedy = f"choose --labels {','.join(good)}" if good else "label more rows"
-    raise SpcxrError(
-        f"{where}: {len(rows)} training rows with {'; '.join(faults)}; {remedy}, "
-        "or widen --train-splits"
-    )
 
 
 def choose_cohort(config: ClassifyConfig, store: Store) -> Cohort:
@@ -166,16 +112,18 @@ def choose_cohort(config: ClassifyConfig, store: Store) -> Cohort:
             f"{store.path}: no label columns; add one (1, 0, -1 or blank) to the manifest and "
             "prepare it again"
         )
-    values = settle_uncertain(store.manifest.label_matrix(names), config.uncertain)
-    whole = Targets(tuple(names), False, values)
-    train, val, test = (
-        _labelled_rows(whole, store, splits, flag)
-        for splits, flag in (
-            (config.train_splits, "--train-splits"),
-            (config.val_splits, "--val-splits"),
-            (config.test_splits, "--test-splits"),
-        )
+    chosen = (
+        (config.train_splits, "--train-splits"),
+        (config.val_splits, "--val-splits"),
+        (config.test_splits, "--test-splits"),
     )
+    values = settle_uncertain(store.manifest.label_matrix(names), config.uncertain)
+    if config.task != "multilabel":
+        rows = np.concatenate([rows_of(store, splits, flag) for splits, flag in chosen])
+        every = store.manifest.label_matrix(store.manifest.labels)[rows]
+        values[rows] = keep_chosen(values[rows], settle_uncertain(every, config.uncertain))
+    whole = Targets(tuple(names), False, values)
+    train, val, test = (_labelled_rows(whole, store, splits, flag) for splits, flag in chosen)
     used = values[np.concatenate([train, val, test])]
     targets = Targets(tuple(names), _is_multilabel(config.task, used, store), values)
     train = train[_fraction(config, store, targets, train)]
@@ -220,21 +168,6 @@ def _fraction(
 
 
 # --- losses ---------------------------------------------------------------------------------
-
-
-def class_weights(values: Matrix, *, multilabel: bool) -> Matrix:
-    """Weights that make rare labels count as much as common ones, ``(K,)`` float32.
-
-    Multi-class: ``n / (K * n_c)``, scikit-learn's "balanced". Multi-label: negatives over
-    positives, the weight of a positive in `masked_bce`.
-
-    >>> class_weights(np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32), multilabel=False)
-    array([0.6666667, 2.       ], dtype=float32)
-    """
-    positive = (values == 1).sum(0)
-    if multilabel:
-        return ((values == 0).sum(0) / positive).astype(np.float32)
-    return (positive.sum() / (values.shape[1] * positive)).astype(np.float32)
 
 
 def masked_bce(logits: Tensor, values: Tensor, positive_weight: Tensor | None = None) -> Tensor:
@@ -299,6 +232,11 @@ class Classification:
     cohort: Cohort
     weight: Tensor | None
     score: str = "macro_auroc"
+
+    @property
+    def said(self) -> str:
+        """The settled kind of task and its labels."""
+        return self.cohort.targets.said
 
     def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
         """Labels stay what they are, however the image is warped."""
@@ -374,6 +312,7 @@ def report(course: Course, task: Classification, position: Position) -> None:
     }
     facts = {
         "recipe": "classify",
+        "task": task.said,
         "rows": {"train": len(course.rows), "val": len(cohort.val), "test": len(cohort.test)},
         "epoch": (position.best_step or 0) // course.steps_per_epoch,
         **summaries,

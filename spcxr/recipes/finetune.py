@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spcxr.config import Config, ConfigError, setting, to_dict
+from spcxr.config import Config, ConfigError, setting
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.infer.predict import Normalisation
@@ -20,7 +19,6 @@ from spcxr.models.vit import VIT_SIZES, VisionTransformer, build_vit
 from spcxr.models.weights import load_encoder_weights, load_model_folder
 from spcxr.recipes import prepare
 from spcxr.train.augment import Augmentation
-from spcxr.train.run_folder import open_run
 
 SCRATCH = "scratch"
 Rows = NDArray[np.int64]
@@ -178,21 +176,6 @@ class Start:
     encoder: VisionTransformer
     normalisation: Normalisation
     origin: str
-
-
-@contextmanager
-def opened(config: FinetuneConfig, recipe: str) -> Iterator[Path]:
-    """`open_run`, but what is refused before anything was made does not occupy the folder.
-
-    So a mistyped label or split can be put right and tried again with the same ``--out``.
-    """
-    with open_run(config.out, to_dict(config), recipe=recipe, resume=config.resume) as folder:
-        try:
-            yield folder
-        except SpcxrError:
-            if {p.name for p in folder.iterdir()} <= {"config.yaml", "run.lock"}:
-                (folder / "config.yaml").unlink()
-            raise
 
 
 def begin(config: FinetuneConfig, folder: Path) -> Start:

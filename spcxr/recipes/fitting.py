@@ -45,6 +45,10 @@ class Task(Protocol):
     def score(self) -> str:
         """The figure of `validate` that chooses the best epoch; larger is better."""
 
+    @property
+    def said(self) -> str:
+        """What is learned, in a line for the log."""
+
     def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
         """Mean loss of one batch: warped, normalised images ``[B, 1, h, w]`` on the device."""
 
@@ -108,6 +112,7 @@ def fit(course: Course, task: Task) -> Position:
         watch_signals() as signals,
     ):
         journal.say(f"{course.start.origin}; {count} training rows; {course.precision}")
+        journal.say(task.said)
         saved = time.monotonic()
         while position.step < course.steps:
             position = _train_epoch(course, task, position, checkpoints, journal, signals)

@@ -16,7 +16,7 @@ from monai.losses import DiceLoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spcxr.config import ConfigError, setting
+from spcxr.config import ConfigError, setting, to_dict
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
@@ -25,12 +25,13 @@ from spcxr.evaluate.report import write_json
 from spcxr.evaluate.summary import summarise_masks
 from spcxr.infer.predict import predict_masks
 from spcxr.models.decoder import Segmenter, UNETRDecoder
-from spcxr.recipes.finetune import FinetuneConfig, Start, begin, opened, rows_of, take_fraction
+from spcxr.recipes.finetune import FinetuneConfig, Start, begin, rows_of, take_fraction
 from spcxr.recipes.fitting import Course, export, fit, write_predictions
 from spcxr.train.augment import IGNORE, Warps, warp_masks
 from spcxr.train.checkpoint import Position
 from spcxr.train.device import pick_device, pick_precision
 from spcxr.train.optim import build_adamw
+from spcxr.train.run_folder import open_run
 
 Rows = NDArray[np.int64]
 Figures = NDArray[np.float64]
@@ -68,7 +69,8 @@ def run(config: SegmentConfig) -> Path:
     Interrupted
         Ctrl-C or SIGTERM: saved; the message says how to go on.
     """
-    with opened(config, "segment") as folder:
+    settings = to_dict(config)
+    with open_run(config.out, settings, recipe="segment", resume=config.resume) as folder:
         start = begin(config, folder)
         cohort = choose_cohort(config, start.store)
         course, task = build(config, folder, start, cohort)
@@ -226,6 +228,11 @@ class Segmentation:
     structures: tuple[str, ...]
     score: str = "dice"
 
+    @property
+    def said(self) -> str:
+        """What the masks show."""
+        return f"masks of {', '.join(self.structures)}"
+
     def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
         """The masks go through the images' own warps."""
         masks = torch.from_numpy(self.course.start.store.masks(rows)).to(images.device)
@@ -293,6 +300,7 @@ def report(course: Course, task: Segmentation, position: Position) -> None:
     }
     facts = {
         "recipe": "segment",
+        "task": task.said,
         "rows": {"train": len(course.rows), "val": len(cohort.val), "test": len(cohort.test)},
         "epoch": (position.best_step or 0) // course.steps_per_epoch,
         **summaries,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,8 @@ def open_run(
     A new folder gets ``config.yaml``: the settings, valid as ``--config``, below a line that names
     the recipe. An existing run is gone on with when ``resume`` is ``auto`` and the settings are
     the same (`FREE` ones aside). Whether there is a checkpoint is `Checkpoints.load`'s to say.
-    A run refused before it did anything leaves no folder behind.
+    A run refused before it did anything leaves no folder behind; one that has only prepared its
+    images (``store``) keeps them, and its settings may still be changed.
 
     Parameters
     ----------
@@ -63,21 +65,33 @@ def open_run(
         if config.is_file() and not _only_begun(folder):
             _refuse_others(config, settings, recipe, resume)
         else:
-            _write_whole(config, f"# spcxr-train {recipe}\n" + _yaml(settings))
+            _write_whole(config, f"{_HEADING}{recipe}\n" + _yaml(settings))
         try:
             yield folder
         finally:
-            if _only_begun(folder):
+            if not _made(folder):
                 # Refused before anything was done: the corrected command may use the same place.
                 shutil.rmtree(folder)
 
 
-# What a run writes before it does anything.
+# What a run writes before it does anything, and the stores it prepares its images into.
 _BEGINNING = {"config.yaml", "run.lock", ".config.yaml.writing"}
+_STORE = re.compile(r"store(-\d+)?(\.partial)?")
+_HEADING = "# spcxr-train "
+
+
+def _made(folder: Path) -> set[str]:
+    """What is there beside the beginning; a strange ``config.yaml`` counts."""
+    made = {path.name for path in folder.iterdir()} - _BEGINNING
+    config = folder / "config.yaml"
+    if config.is_file() and not config.read_text().startswith(_HEADING):
+        made.add(config.name)
+    return made
 
 
 def _only_begun(folder: Path) -> bool:
-    return {path.name for path in folder.iterdir()} <= _BEGINNING
+    """No more than images were prepared: settings may still be put right, the images stay."""
+    return all(_STORE.fullmatch(name) for name in _made(folder))
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -100,7 +114,7 @@ def _refuse_others(config: Path, settings: Mapping[str, Any], recipe: str, resum
     folder, text = config.parent, config.read_text()
     if resume == "never":
         raise SpcxrError(f"{folder}: holds a run; choose another --out, or --resume auto")
-    written = text.partition("\n")[0].removeprefix("# spcxr-train ").strip()
+    written = text.partition("\n")[0].removeprefix(_HEADING).strip()
     if written != recipe:
         said = f"a {written!r} run" if written.isalpha() else "a config.yaml that is no run's"
         raise SpcxrError(f"{folder}: holds {said}, not a {recipe!r} run; choose another --out")

@@ -18,16 +18,9 @@ from spcxr.errors import Interrupted, SpcxrError
 from spcxr.infer.predict import load_trained, predict_classes, probabilities
 from spcxr.models.weights import load_model_folder
 from spcxr.recipes import fitting
-from spcxr.recipes.classify import (
-    ClassifyConfig,
-    class_weights,
-    is_one_of_many,
-    masked_bce,
-    one_of_many,
-    run,
-    settle_uncertain,
-)
+from spcxr.recipes.classify import ClassifyConfig, masked_bce, one_of_many, run
 from spcxr.recipes.finetune import take_fraction
+from spcxr.recipes.targets import class_weights, is_one_of_many, settle_uncertain
 from spcxr.train.journal import read_records
 
 NAN = float("nan")
@@ -186,6 +179,32 @@ def test_several_findings_with_unknown_and_uncertain_ones(make_store, tiny_init,
     assert train_losses(ones) != losses
 
 
+def three_classes(there):
+    """Empty, square, and every fifth row of a third class."""
+    return {"label": ["other" if i % 5 == 4 else "ab"[int(t)] for i, t in enumerate(there)]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "said", "train_rows"),
+    [
+        (three_classes, {}, "one of 3 classes: a, b, other", 32),
+        (three_classes, {"labels": ("a", "b")}, "one of 2 classes: a, b", 26),
+        (three_classes, {"labels": ("b",)}, "1 finding: b", 32),
+        (three_classes, {"labels": ("a", "b"), "task": "multilabel"}, "2 findings: a, b", 32),
+        (findings, {}, "2 findings: nodule, mass", 32),
+    ],
+)
+def test_the_task_is_settled_by_all_labels_and_said(
+    columns, settings, said, train_rows, make_store, tiny_init, tmp_path
+):
+    """Of one label's classes, some may be chosen: rows of the others are left out."""
+    folder = run(config(make_store(columns), tiny_init, tmp_path / "run", epochs=1, **settings))
+    facts = json.loads((folder / "metrics.json").read_text())
+    assert (facts["task"], facts["rows"]["train"]) == (said, train_rows)
+    assert f" {said}\n" in (folder / "train.log").read_text()
+    assert load_trained(folder).multilabel is ("finding" in said)
+
+
 class Stop:
     """Sends SIGTERM to this process in the n-th step."""
 
@@ -247,15 +266,32 @@ def test_from_scratch_and_from_a_bare_file(make_store, tmp_path):
     assert load_model_folder(again).encoder.image_px == (64, 64)
 
 
-def test_a_manifest_is_prepared_as_the_init_wants_it(tiny_init, tmp_path):
+def write_table(folder):
+    """Twelve radiographs and a manifest of them; its path."""
     rng = np.random.default_rng(0)
     lines = ["path,split,label"]
     for i in range(12):
         pixels = rng.integers(0, 255, (40, 50)).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        Image.fromarray(pixels).save(folder / f"{i}.png")
         lines.append(f"{i}.png,{('train', 'val', 'test')[i % 3]},{'ab'[i // 3 % 2]}")
-    table = tmp_path / "labels.csv"
+    table = folder / "labels.csv"
     table.write_text("\n".join(lines))
+    return table
+
+
+def test_a_mistyped_label_can_be_put_right_and_the_images_are_kept(tiny_init, tmp_path):
+    settings = {"data": str(write_table(tmp_path)), "init": str(tiny_init), "epochs": 1}
+    settings |= {"out": str(tmp_path / "run"), "device": "cpu"}
+    with pytest.raises(SpcxrError, match="no label 'fog'"):
+        run(ClassifyConfig(**settings, labels=("a", "fog")))
+    made = (tmp_path / "run" / "store" / "store.json").stat().st_mtime_ns
+    folder = run(ClassifyConfig(**settings, labels=("a", "b")))
+    assert (folder / "store" / "store.json").stat().st_mtime_ns == made
+    assert "fog" not in (folder / "config.yaml").read_text()
+
+
+def test_a_manifest_is_prepared_as_the_init_wants_it(tiny_init, tmp_path):
+    table = write_table(tmp_path)
     folder = run(
         ClassifyConfig(
             data=str(table), init=str(tiny_init), out=str(tmp_path / "run"), epochs=1, device="cpu"

@@ -82,6 +82,28 @@ def test_a_run_killed_at_once_does_not_block_its_place(tmp_path):
     assert "epochs: 7" in (made / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize("store", ["store", "store.partial", "store-0", "store-12.partial"])
+def test_prepared_images_do_not_fix_the_settings_and_are_kept(tmp_path, store):
+    for epochs in (2, 7):
+        settings = {**SETTINGS, "epochs": epochs}
+        made = tmp_path / "a"
+        with open_run(made, settings, recipe="pretrain"):
+            (made / store).mkdir(exist_ok=True)
+            (made / store / "images").touch()
+        assert (made / store / "images").exists()
+        assert f"epochs: {epochs}" in (made / "config.yaml").read_text()
+    begin(tmp_path / "a", {**SETTINGS, "epochs": 3})
+    with pytest.raises(SpcxrError, match="other settings"):
+        begin(tmp_path / "a", {**SETTINGS, "epochs": 4})
+
+
+def test_a_config_yaml_of_somebody_else_alone_is_left_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("services: {}\n")
+    with pytest.raises(SpcxrError, match=r"a config\.yaml that is no run's"):
+        begin(tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "services: {}\n"
+
+
 def test_two_processes_do_not_share_a_run(tmp_path):
     code = (
         "from spcxr.train.run_folder import open_run\n"
