@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spcxr.data.splits import fill_splits, refuse_leaks
-from spcxr.data.tables import Columns, read_table
+from spcxr.data.splits import RATIOS, fill_splits, refuse_leaks
+from spcxr.data.tables import Columns, read_table, years
 from spcxr.errors import SpcxrError
 
 TEXT_COLUMNS = ("path", "patient_id", "split", "view", "site", "sex", "mask_path")
@@ -34,8 +33,6 @@ ADDED = {
     "reader_notes": pa.string(),
 }
 LABEL_VALUES = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "": None}
-AGE = re.compile(r"(\d+(?:\.\d+)?)([YMWD+]?)")
-AGE_UNITS = {"": 1, "+": 1, "Y": 1, "M": 12, "W": 52.18, "D": 365.25}
 MOST_CLASSES = 200  # more distinct values than this in `label` is free text, not classes
 
 
@@ -116,7 +113,7 @@ class Manifest:
         ages = text.get("age", [""] * rows)
         arrays["age"] = pa.array([years(cell) for cell in ages], pa.float32())
         if odd := sum(bool(cell) for cell in ages) - (rows - arrays["age"].null_count):
-            notes += (f"{name}: {odd} cells of column 'age' are no number of years: unknown",)
+            notes += (f"{name}: {odd} cells of column 'age' are no age up to 120: unknown",)
         arrays |= {key: pa.array(values, pa.int8()) for key, values in parsed.items()}
         arrays["source_root"] = pa.array([os.path.realpath(root)] * rows, pa.string())
         order = [*RESERVED, *parsed, *(key for key in arrays if key not in {*RESERVED, *parsed})]
@@ -189,19 +186,34 @@ class Manifest:
         self.label_matrix(labels)  # refuses an unknown one
         return replace(self, labels=tuple(labels))
 
+    @property
+    def testable(self) -> bool:
+        """Whether any row has a label, a mask or a split: something to measure a model by."""
+        known = any(self.table.column(name).null_count < len(self) for name in self.labels)
+        return known or any(self.column("mask_path")) or any(self.column("split"))
+
     def settled(
-        self, ratios: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0, where: str = "manifest"
+        self, ratios: Sequence[float] | None = None, seed: int = 0, where: str = "manifest"
     ) -> Manifest:
-        """Blank splits filled by patient (`splits.fill_splits`) and noted; leaks refused."""
+        """Blank splits filled by patient (`splits.fill_splits`) and noted; leaks refused.
+
+        Without ``ratios`` they are `splits.RATIOS`, and all rows are for training where there is
+        nothing to test on (`testable`).
+        """
         patients, splits = self._patients(), self.column("split")
         notes = list(self.notes)
-        if blank := sum(not split for split in splits):
-            shares = "/".join(f"{r:g}" for r in ratios)
+        blank = sum(not split for split in splits)
+        if ratios is None and not self.testable:
+            ratios = (1.0, 0.0, 0.0)
+            notes.append(f"no label, mask or split to test by: all {blank} rows are in split train;"
+                         " give --split-ratios to hold some out")  # fmt: skip
+        elif blank:
+            shares = "/".join(f"{r:g}" for r in ratios or RATIOS)
             notes.append(f"{blank} rows had no split: train/val/test {shares} by patient hash, "
                          f"seed {seed}")  # fmt: skip
         if alone := sum(not p for p in self.column("patient_id")):
             notes.append(f"{alone} rows have no patient_id: each counts as a patient of its own")
-        splits = fill_splits(patients, splits, ratios, seed)
+        splits = fill_splits(patients, splits, ratios or RATIOS, seed)
         roots = zip(patients, self.column("source_root"), strict=True)
         # Two sources may hold files of one name: those are not one patient.
         apart = [f"{root}/{p}" if p.startswith("file:") else p for p, root in roots]
@@ -370,13 +382,3 @@ def _label_cells(cells: list[str], column: str, name: str) -> list[int | None]:
                 "a label is 1, 0, -1 (uncertain) or blank (unknown)"
             )
     return [LABEL_VALUES[cell] for cell in cells]
-
-
-def years(cell: str) -> float | None:
-    """An age cell in years: a number, ``67+`` (at least), or a DICOM age string (PS3.5, VR AS).
-
-    >>> years("61"), years("67+"), years("058Y"), years("006M"), years("old")
-    (61.0, 67.0, 58.0, 0.5, None)
-    """
-    parts = AGE.fullmatch(cell)
-    return float(parts[1]) / AGE_UNITS[parts[2]] if parts else None

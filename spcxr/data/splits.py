@@ -10,6 +10,7 @@ from spcxr.errors import SpcxrError
 SPLITS = ("train", "val", "test")
 
 
+RATIOS = (0.7, 0.15, 0.15)
 HELD_OUT = ("val", "test", "drift", "holdout", "external")
 
 
@@ -25,7 +26,7 @@ def is_training(split: str) -> bool:
     return bool(split) and not split.lower().startswith(HELD_OUT)
 
 
-def hash_split(patient: str, ratios: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0) -> str:
+def hash_split(patient: str, ratios: Sequence[float] = RATIOS, seed: int = 0) -> str:
     """``train``, ``val`` or ``test`` for one patient, from (seed, patient) alone.
 
     ``ratios`` are the expected shares of the three; they must sum to 1.
@@ -45,7 +46,7 @@ def hash_split(patient: str, ratios: Sequence[float] = (0.7, 0.15, 0.15), seed: 
 def fill_splits(
     patients: Sequence[str],
     splits: Sequence[str],
-    ratios: Sequence[float] = (0.7, 0.15, 0.15),
+    ratios: Sequence[float] = RATIOS,
     seed: int = 0,
 ) -> list[str]:
     """Blank splits filled: by the patient's own other rows where there are any, else by hash.

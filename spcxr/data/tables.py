@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from spcxr.errors import SpcxrError
 
 Columns = dict[str, list[str]]
+AGE = re.compile(r"(\d+(?:\.\d+)?)([YMWD+]?)")
+OLDEST = 120.0
+AGE_UNITS = {"": 1, "+": 1, "Y": 1, "M": 12, "W": 52.18, "D": 365.25}
 
 
 def read_table(path: str | Path) -> Columns:
@@ -99,3 +103,16 @@ def _named(path: Path, names: list[str], columns: list[list[str]]) -> Columns:
             raise SpcxrError(f"{path}: column {name!r} stands twice; rename one")
         made[name] = cells
     return made
+
+
+def years(cell: str) -> float | None:
+    """An age cell in years: a number, ``67+`` (at least), or a DICOM age string (PS3.5, VR AS).
+
+    None for what is none, or is over `OLDEST` (999 and 1950 stand for unknown and a birth year).
+
+    >>> years("61"), years("67+"), years("058Y"), years("006M"), years("old"), years("999")
+    (61.0, 67.0, 58.0, 0.5, None, None)
+    """
+    parts = AGE.fullmatch(cell)
+    made = float(parts[1]) / AGE_UNITS[parts[2]] if parts else None
+    return made if made is not None and made <= OLDEST else None

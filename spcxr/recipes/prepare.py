@@ -52,8 +52,12 @@ class PrepareConfig(Config):
     labels: tuple[str, ...] = setting((), "label columns a,b,... (default: all found)")
     root: str | None = setting(None, "folder a manifest's paths are relative to")
     class_folders: bool = setting(False, "the folder an image stands in is its class")
-    split_ratios: tuple[float, float, float] = setting(
-        (0.7, 0.15, 0.15), "train,val,test shares where no split is given", low=0, high=1
+    split_ratios: tuple[float, float, float] | None = setting(
+        None,
+        "train,val,test shares where no split is given (default: 0.7,0.15,0.15; "
+        "without any label, mask or split all is train)",
+        low=0,
+        high=1,
     )
     seed: int = setting(0, "of the split by patient")
     workers: int = setting(-1, "processes; -1 = one per CPU, 0 = none beside this one", low=-1)
@@ -64,7 +68,7 @@ class PrepareConfig(Config):
         super().__post_init__()
         if not self.sources:
             raise ConfigError("no sources; give at least one folder, manifest or store")
-        if abs(sum(self.split_ratios) - 1) > 1e-6:
+        if self.split_ratios is not None and abs(sum(self.split_ratios) - 1) > 1e-6:
             raise ConfigError(
                 f"split_ratios {self.split_ratios} must sum to 1, as in 0.7,0.15,0.15"
             )
@@ -77,7 +81,8 @@ def run(config: PrepareConfig) -> Path:
 
     Work goes on in ``OUT.partial``: the same command continues it after any interruption, and the
     store appears at ``OUT`` in one rename. A source that is a store is joined, which is how the
-    parts of ``--shard i/n`` (written to ``OUT.shard-i-of-n``) become one.
+    parts of ``--shard i/n`` (written to ``OUT.shard-i-of-n``) become one. Splits depend on all rows
+    of a patient, so a part keeps those given and leaves the others blank until it is joined.
 
     Raises
     ------
@@ -109,7 +114,8 @@ def run(config: PrepareConfig) -> Path:
         assembly = Assembly(pieces, manifest, writer)
         _read_all(assembly, preprocess, config.workers)
         accepted, rejected = assembly.finish()
-        accepted = accepted.settled(config.split_ratios, config.seed, config.sources[0])
+        if config.shard is None:
+            accepted = accepted.settled(config.split_ratios, config.seed, config.sources[0])
         store = writer.finish(accepted, {**facts, "rejected": len(rejected)})
     _report(store, len(rejected))
     return out
@@ -287,29 +293,37 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def _join(config: PrepareConfig, out: Path) -> Path:
-    """Sources that are stores -> one store; the parts of a shard are put in order."""
+    """Sources that are stores -> one store; parts of a shard in order, with their own settings."""
     stores = [Store.open(source) for source in config.sources]
-    shards = [str(store.facts.get("request", {}).get("shard") or "") for store in stores]
+    requests = [store.facts.get("request", {}) for store in stores]
+    shards = [str(made.get("shard") or "") for made in requests]
+    ratios, seed = config.split_ratios, config.seed
     if all(shards):
         parts = [parse_shard(shard) for shard in shards]
         count = parts[0][1]
         if sorted(parts) != [(i, count) for i in range(1, count + 1)]:
             raise SpcxrError(f"{out}: joining needs each of the {count} parts once; got {shards}")
         stores = [store for _, store in sorted(zip(parts, stores, strict=True), key=lambda p: p[0])]
+        ratios, seed = (requests[0].get(name) for name in ("split_ratios", "seed"))
+        if any((made.get("split_ratios"), made.get("seed")) != (ratios, seed) for made in requests):
+            raise SpcxrError(f"{out}: the parts differ in --split-ratios or --seed; make them anew")
+    elif any(shards):
+        raise SpcxrError(f"{out}: some sources are parts of a --shard; join those first")
     request = {"sources": [os.path.realpath(store.path) for store in stores]}
     with (
         _workplace(out, request, config.overwrite),
         _writer(out, stores[0].preprocess, config.overwrite) as writer,
     ):
         manifest, rejected = join(stores, writer)
-        manifest = manifest.settled(config.split_ratios, config.seed, str(out))
+        manifest = manifest.settled(ratios, seed, str(out))
         store = writer.finish(manifest, {"request": request, "rejected": len(rejected)})
     _report(store, len(rejected))
     return out
 
 
 def _report(store: Store, rejected: int) -> None:
-    counts = ", ".join(f"{name} {n}" for name, n in store.facts["splits"].items())
+    splits = store.facts["splits"].items()
+    counts = ", ".join(f"{name or 'split when joined'} {n}" for name, n in splits)
     seen = ", see rejected.csv" if rejected else ""
     _say(f"{store.path}: {len(store)} images ({counts}); {rejected} rejected{seen}")
     _say(f"labels: {', '.join(store.manifest.labels) or 'none'}")

@@ -61,9 +61,10 @@ def test_text_label_becomes_one_column_a_value(tmp_path):
 
 
 def test_ages_that_are_none_are_unknown_and_said(tmp_path):
-    manifest = Manifest.read(written(tmp_path, "path,age\na,90+\nb,old\nc,018M\n"))
-    assert manifest.column("age") == [90, None, 1.5]
-    assert "1 cells of column 'age' are no number of years: unknown" in manifest.notes[0]
+    text = "path,age\na,90+\nb,old\nc,018M\nd,999\ne,120\nf,121Y\n"
+    manifest = Manifest.read(written(tmp_path, text))
+    assert manifest.column("age") == [90, None, 1.5, None, 120, None]
+    assert "3 cells of column 'age' are no age up to 120: unknown" in manifest.notes[0]
 
 
 def test_free_text_and_numbers_are_no_labels(tmp_path):
@@ -181,6 +182,21 @@ def test_settled_keeps_given_splits_and_says_what_it_did():
         "2 rows had no split: train/val/test 1/0/0 by patient hash, seed 3",
         "1 rows have no patient_id: each counts as a patient of its own",
     )
+
+
+def test_with_nothing_to_test_on_all_rows_are_for_training():
+    columns = {"path": [f"{i}" for i in range(40)]}
+    blank = {**columns, "covid": [""] * 40}
+    for bare in (columns, blank):
+        labels = ["covid"] if "covid" in bare else []
+        made = Manifest.from_columns(bare, root=".", labels=labels).settled()
+        assert made.splits == ("train",)
+        assert "all 40 rows are in split train; give --split-ratios" in made.notes[0]
+        told = Manifest.from_columns(bare, root=".").settled((0.5, 0.25, 0.25))
+        assert set(told.splits) == {"train", "val", "test"}
+    for name, cell in (("covid", "1"), ("mask_path", "m.png"), ("split", "train")):
+        one = Manifest.from_columns({**columns, name: [""] * 39 + [cell]}, root=".").settled()
+        assert set(one.splits) == {"train", "val", "test"}
 
 
 def test_files_of_one_name_in_two_sources_are_two_patients(tmp_path):

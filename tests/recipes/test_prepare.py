@@ -118,6 +118,43 @@ def test_shards_join_to_the_same_store(many, tmp_path):
         parse_shard("0/3")
 
 
+def test_a_shard_does_not_split_a_patient_who_stands_in_another(tmp_path):
+    """Known from the table, from the headers of both, and from neither."""
+    source = tmp_path / "in"
+    lines = ["path,patient_id,split,label"]
+    for i in range(12):
+        dicom(source / f"{i:02d}", patient=f"header{i % 3}")
+        patient = f"table{i}" if i in (4, 9) else ""
+        lines.append(f"{i:02d},{patient},{'drift' if i in (2, 4) else ''},x")
+    lines[6] = "05,,drift,x"  # header2 as row 2
+    (source / "manifest.csv").write_text("\n".join(lines).replace("table9", "table4"))
+    table, settings = source / "manifest.csv", {"seed": 5, "split_ratios": (0.5, 0.5, 0)}
+    whole = Store.open(run(config(table, tmp_path / "whole", **settings)))
+    parts = [run(config(table, tmp_path / "s", shard=f"{i}/2", **settings)) for i in (1, 2)]
+    joined = Store.open(run(config(parts, tmp_path / "s")))
+    assert joined.manifest.table.equals(whole.manifest.table)
+    assert [joined.manifest.column("split")[i] for i in (2, 5, 8, 11, 4, 9)] == ["drift"] * 6
+    assert joined.facts["content_hash"] == whole.facts["content_hash"]
+    assert sorted(joined.manifest.notes) == sorted(whole.manifest.notes)
+    assert (joined.mean, joined.std) == (whole.mean, whole.std)
+    with pytest.raises(SpcxrError, match="join those first"):
+        run(config([parts[0], whole.path], tmp_path / "t"))
+    other = run(config(table, tmp_path / "s", shard="2/2", seed=6, overwrite=True))
+    with pytest.raises(SpcxrError, match="the parts differ in --split-ratios or --seed"):
+        run(config([parts[0], other], tmp_path / "t"))
+
+
+def test_a_folder_without_labels_is_all_for_training_unless_told_otherwise(tmp_path, capsys):
+    source = tmp_path / "in"
+    for i in range(20):
+        picture(source / f"{i:02d}.png", i)
+    store = Store.open(run(config(source, tmp_path / "s")))
+    assert store.facts["splits"] == {"train": 20}
+    assert "give --split-ratios to hold some out" in capsys.readouterr().err
+    told = Store.open(run(config(source, tmp_path / "t", split_ratios=(0.5, 0.25, 0.25))))
+    assert set(told.manifest.splits) == {"train", "val", "test"}
+
+
 def test_joined_stores_must_be_alike(many, tmp_path):
     a = run(config(many, tmp_path / "a"))
     b = run(config(many, tmp_path / "b", size_px=32))
