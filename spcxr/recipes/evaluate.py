@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from spcxr.config import Config, ConfigError, setting, to_dict
-from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import pages
 from spcxr.evaluate.report import (
@@ -30,8 +29,7 @@ from spcxr.evaluate.report import (
     write_text,
 )
 from spcxr.infer.predict import TrainedModel, load_trained
-from spcxr.recipes import prepare
-from spcxr.recipes.finetune import refuse_other_preprocess
+from spcxr.recipes.images import open_images
 from spcxr.recipes.measure import Result, Settings, TestSet, measure
 from spcxr.train.device import pick_device, pick_precision
 from spcxr.train.run_folder import open_run
@@ -116,9 +114,11 @@ def choose_sets(config: EvaluateConfig, trained: TrainedModel, folder: Path) -> 
     SpcxrError
         data without a row in any of the splits.
     """
+    wanted, size_px = trained.config["preprocess"], trained.config["preprocess"]["size_px"]
     stems = [Path(path).stem for path in config.data]
     for number, path in enumerate(config.data):
-        store = open_data(path, trained, folder / f"store-{number}", config.run)
+        made = folder / f"store-{number}"
+        store = open_images(path, made, size_px=size_px, wanted=wanted, init=config.run)
         name = stems[number] if stems.count(stems[number]) == 1 else path
         if config.splits == (EVERY_SPLIT,):
             yield TestSet(name, path, store, np.arange(len(store), dtype=np.int64))
@@ -131,30 +131,6 @@ def choose_sets(config: EvaluateConfig, trained: TrainedModel, folder: Path) -> 
             )
         for split in found:
             yield TestSet(f"{name}: {split}", path, store, store.manifest.rows(split))
-
-
-def open_data(path: str, trained: TrainedModel, made: Path, run: str) -> Store:
-    """The store at ``path``, or one made of the images there exactly as the weights know them.
-
-    Raises
-    ------
-    SpcxrError
-        a store that was prepared otherwise.
-    """
-    wanted = trained.config["preprocess"]
-    if (Path(path) / "store.json").is_file():
-        store = Store.open(path)
-        refuse_other_preprocess(store, wanted, run)
-        return store
-    settings = prepare.PrepareConfig(
-        sources=(path,),
-        out=str(made),
-        preset=wanted["preset"],
-        size_px=wanted["size_px"],
-        fit=wanted["fit"],
-        dtype=wanted["dtype"],
-    )
-    return Store.open(prepare.run(settings))
 
 
 # --- what is written ------------------------------------------------------------------------

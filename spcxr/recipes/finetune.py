@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from spcxr.errors import SpcxrError
 from spcxr.infer.predict import Normalisation
 from spcxr.models.vit import VIT_SIZES, VisionTransformer, build_vit
 from spcxr.models.weights import load_encoder_weights, load_model_folder
-from spcxr.recipes import prepare
+from spcxr.recipes.images import open_images
 from spcxr.train.augment import Augmentation
 
 SCRATCH = "scratch"
@@ -197,8 +195,9 @@ def begin(config: FinetuneConfig, folder: Path) -> Start:
     given, wanted = found.encoder, found.config["preprocess"]
     _refuse_other_shape(config, given)
     image_px = config.image_px or given.image_px
-    store = open_images(config, folder, _side(image_px), wanted)
-    refuse_other_preprocess(store, wanted, config.init)
+    store = open_images(
+        config.data, folder / "store", size_px=_side(image_px), wanted=wanted, init=config.init
+    )
     encoder = VisionTransformer(
         image_px=image_px,
         patch_px=given.patch_px,
@@ -217,7 +216,7 @@ def begin(config: FinetuneConfig, folder: Path) -> Start:
 
 def _begin_plain(config: FinetuneConfig, folder: Path) -> Start:
     """From fresh weights, or those of a file that says nothing of its images."""
-    store = open_images(config, folder, config.image_px or 224, {})
+    store = open_images(config.data, folder / "store", size_px=config.image_px or 224)
     encoder = build_vit(
         config.model or "vit_small",
         image_px=config.image_px or store.preprocess.size_px,
@@ -239,39 +238,6 @@ def _drop_path(config: FinetuneConfig) -> float:
 
 def _side(image_px: int | tuple[int, int]) -> int:
     return image_px if isinstance(image_px, int) else max(image_px)
-
-
-def open_images(
-    config: FinetuneConfig, folder: Path, size_px: int, wanted: Mapping[str, Any]
-) -> Store:
-    """The store that ``data`` is, or one made of it as the init's ``preprocess`` says."""
-    if (Path(config.data) / "store.json").is_file():
-        return Store.open(config.data)
-    made = folder / "store"
-    settings = prepare.PrepareConfig(
-        sources=(config.data,),
-        out=str(made),
-        preset=wanted.get("preset", "minmax"),
-        size_px=max(size_px, wanted.get("size_px", 0)),
-        fit=wanted.get("fit", "pad"),
-        dtype=wanted.get("dtype", "uint8"),
-    )
-    return Store.open(prepare.run(settings))
-
-
-def refuse_other_preprocess(store: Store, wanted: Mapping[str, Any], init: str) -> None:
-    """Refuse images whose grey levels or geometry are not those the weights have seen.
-
-    The size may differ (images are resampled for the encoder), and the depth of the pixels.
-    """
-    own = store.preprocess.to_dict()
-    other = [k for k in ("preset", "version", "fit") if own[k] != wanted.get(k)]
-    if other:
-        said = ", ".join(f"{k} {own[k]}, not {wanted.get(k)}" for k in other)
-        raise SpcxrError(
-            f"{store.path}: prepared otherwise than {init} was trained on ({said}); prepare the "
-            f"images with --preset {wanted.get('preset')} --fit {wanted.get('fit')}"
-        )
 
 
 def _refuse_other_shape(config: FinetuneConfig, given: VisionTransformer) -> None:

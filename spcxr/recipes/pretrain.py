@@ -25,7 +25,8 @@ from spcxr.models.vit import build_vit
 from spcxr.models.weights import load_encoder_weights, save_model_folder
 from spcxr.objectives.gmml import GMML
 from spcxr.objectives.table import OBJECTIVES
-from spcxr.recipes import prepare, views
+from spcxr.recipes import views
+from spcxr.recipes.images import open_images
 from spcxr.recipes.pretrain_config import PretrainConfig
 from spcxr.train.batches import Rows, epoch_batches, prefetch, seed_step
 from spcxr.train.checkpoint import Checkpoints, Position
@@ -95,7 +96,9 @@ def run(config: PretrainConfig) -> Path:
     """
     settings = to_dict(config)
     with open_run(config.out, settings, recipe="pretrain", resume=config.resume) as folder:
-        store = open_data(config, folder)
+        # A margin over the input, so that crops are seldom magnified: 256 for 224.
+        size_px = round(config.image_px * 8 / 7)
+        store = open_images(config.data, folder / "store", size_px=size_px)
         training = build(config, folder, store)
         checkpoints = Checkpoints(folder)
         position = go_on(training, checkpoints)
@@ -115,18 +118,6 @@ def run(config: PretrainConfig) -> Path:
 
 
 # --- build ----------------------------------------------------------------------------------
-
-
-def open_data(config: PretrainConfig, folder: Path) -> Store:
-    """The store that ``data`` is, or one made of it in the run folder."""
-    if (Path(config.data) / "store.json").is_file():
-        return Store.open(config.data)
-    made = folder / "store"
-    if not (made / "store.json").is_file():
-        # A margin over the input, so that crops are seldom magnified: 256 for 224.
-        size_px = round(config.image_px * 8 / 7)
-        prepare.run(prepare.PrepareConfig(sources=(config.data,), out=str(made), size_px=size_px))
-    return Store.open(made)
 
 
 def choose_rows(config: PretrainConfig, store: Store) -> tuple[Rows, Rows]:

@@ -304,6 +304,18 @@ def test_a_run_that_blew_up_stops_with_one_line(store, tmp_path):
 # --- where the images come from -------------------------------------------------------------
 
 
+def test_files_that_changed_are_noticed_when_a_run_goes_on(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        Image.fromarray(draw_blob(rng)).save(tmp_path / "images" / f"{i}.png")
+    config = settings(tmp_path / "images", tmp_path / "a", epochs=1, splits=("train",))
+    run(config)
+    Image.fromarray(draw_blob(rng)[:-1]).save(tmp_path / "images" / "3.png")
+    with pytest.raises(SpcxrError, match=r"store: .*have changed since"):
+        run(config)
+
+
 def test_a_manifest_is_prepared_into_the_run(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()

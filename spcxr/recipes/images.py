@@ -1,0 +1,70 @@
+"""The images a recipe works on: a store, or one prepared of whatever ``--data`` names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spcxr.data.store import Store
+from spcxr.errors import SpcxrError
+from spcxr.recipes import prepare
+
+
+def open_images(
+    data: str,
+    made: Path,
+    *,
+    size_px: int,
+    wanted: Mapping[str, Any] | None = None,
+    init: str = "",
+) -> Store:
+    """The store that ``data`` is, or one made of it at ``made`` as ``wanted`` says.
+
+    A store that was made before is used again only if it holds these very files: `prepare` looks
+    at them each time.
+
+    Parameters
+    ----------
+    size_px
+        side of the images to be made; those of ``wanted``, where larger.
+    wanted
+        the ``preprocess`` that weights were trained with, if there are any, and the ``init``
+        they came from, for messages.
+
+    Raises
+    ------
+    SpcxrError
+        files that have changed since ``made`` was, or a store prepared otherwise than ``wanted``.
+    """
+    preprocess = wanted or {}
+    if (Path(data) / "store.json").is_file():
+        store = Store.open(data)
+    else:
+        settings = prepare.PrepareConfig(
+            sources=(data,),
+            out=str(made),
+            preset=preprocess.get("preset", "minmax"),
+            size_px=max(size_px, preprocess.get("size_px", 0)),
+            fit=preprocess.get("fit", "pad"),
+            dtype=preprocess.get("dtype", "uint8"),
+        )
+        store = Store.open(prepare.run(settings))
+    if wanted is not None:
+        refuse_other_preprocess(store, wanted, init)
+    return store
+
+
+def refuse_other_preprocess(store: Store, wanted: Mapping[str, Any], init: str) -> None:
+    """Refuse images whose grey levels or geometry are not those the weights have seen.
+
+    The size may differ (images are resampled for the encoder), and the depth of the pixels.
+    """
+    own = store.preprocess.to_dict()
+    other = [k for k in ("preset", "version", "fit") if own[k] != wanted.get(k)]
+    if other:
+        said = ", ".join(f"{k} {own[k]}, not {wanted.get(k)}" for k in other)
+        raise SpcxrError(
+            f"{store.path}: prepared otherwise than {init} was trained on ({said}); prepare the "
+            f"images with --preset {wanted.get('preset')} --fit {wanted.get('fit')}"
+        )
