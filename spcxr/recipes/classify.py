@@ -25,6 +25,7 @@ from spcxr.infer.predict import predict_classes, probabilities
 from spcxr.models.heads import ClassificationHead, Classifier
 from spcxr.recipes.finetune import FinetuneConfig, Start, begin, rows_of, take_fraction
 from spcxr.recipes.fitting import Course, export, fit, write_predictions
+from spcxr.recipes.images import any_drawn
 from spcxr.recipes.targets import (
     Matrix,
     Rows,
@@ -313,6 +314,7 @@ def report(course: Course, task: Classification, position: Position) -> None:
     facts = {
         "recipe": "classify",
         "task": task.said,
+        "phantoms": any_drawn(store.manifest.patients[rows]),
         "rows": {"train": len(course.rows), "val": len(cohort.val), "test": len(cohort.test)},
         "epoch": (position.best_step or 0) // course.steps_per_epoch,
         **summaries,

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
-from spcxr.evaluate.report import write_text
+from spcxr.evaluate.report import PHANTOMS, write_text
 from spcxr.infer.predict import Normalisation, network_input
 from spcxr.models.weights import save_model_folder
 from spcxr.ops.philox import uniform
 from spcxr.recipes.finetune import FinetuneConfig, Rows, Start
+from spcxr.recipes.images import any_drawn
 from spcxr.train.augment import DRAWS, Warps, plan, warp_images
 from spcxr.train.batches import epoch_batches, prefetch, seed_step
 from spcxr.train.checkpoint import Checkpoints, Position, load_checkpoint
@@ -30,6 +31,7 @@ from spcxr.train.device import autocast
 from spcxr.train.guard import note_bad_step, refuse_endless_bad_steps
 from spcxr.train.interrupt import Signals, watch_signals
 from spcxr.train.journal import Journal
+from spcxr.train.model_card import write_model_card
 from spcxr.train.optim import set_rates, take_step
 from spcxr.train.schedule import cosine
 
@@ -242,10 +244,12 @@ def export(
     """Write ``RUN/model`` and its card: encoder, head, preprocessing, and how they came to be."""
     config, start = course.config, course.start
     epoch = (position.best_step or 0) // course.steps_per_epoch
+    phantoms = any_drawn(start.store.manifest.patients[course.rows])
     provenance = {
         "recipe": course.recipe,
         "init": config.init,
         "data": position.data,
+        "phantoms": phantoms,
         "training_rows": len(course.rows),
         "epoch": epoch,
         "epochs": config.epochs,
@@ -263,28 +267,15 @@ def export(
         head=head,
         provenance=provenance,
     )
-    write_text(course.folder / "model_card.md", _card(course, task, provenance))
-    return folder
-
-
-def _card(course: Course, task: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     answers = task.get("labels") or task.get("structures") or []
-    lines = [f"- {name}: {value}" for name, value in provenance.items()]
-    return "\n".join(
-        [
-            f"# {course.recipe}: {', '.join(answers)}",
-            "",
-            "A vision transformer fine-tuned on chest X-rays by spcxr. Research software, not a "
-            "medical device: not for diagnosis.",
-            "",
-            *lines,
-            f"- preprocessing: {course.start.store.preprocess.to_dict()}",
-            "",
-            "Metrics with intervals stand in metrics.json; they hold for patients like those of "
-            "the test rows, and for no others.",
-            "",
-        ]
-    )
+    facts = {
+        **provenance,
+        "preprocess": start.store.preprocess.to_dict(),
+        "metrics": "metrics.json, with intervals; for patients like those of the test rows only",
+    }
+    title = f"{course.recipe}: {', '.join(answers)}"
+    write_model_card(course.folder, title, facts, banner=PHANTOMS if phantoms else "")
+    return folder
 
 
 def write_predictions(

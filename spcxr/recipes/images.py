@@ -6,9 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.recipes import prepare
+
+PHANTOM_PATIENT = "PHANTOM-"
+
+
+def any_drawn(patients: NDArray[Any]) -> bool:
+    """Whether any of these pseudonyms ``(n,)`` is a drawn phantom's.
+
+    >>> any_drawn(np.array(["p1", "PHANTOM-0-00003"])), any_drawn(np.array(["p1"]))
+    (True, False)
+    """
+    return any(str(patient).startswith(PHANTOM_PATIENT) for patient in np.unique(patients))
 
 
 def open_images(

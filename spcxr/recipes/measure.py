@@ -26,11 +26,11 @@ from spcxr.evaluate.summary import (
     summarise_masks,
 )
 from spcxr.infer.predict import TrainedModel, predict_classes, predict_masks, probabilities
+from spcxr.recipes.images import any_drawn
 
 Array = NDArray[Any]
 Rows = NDArray[np.int64]
 
-PHANTOM_PATIENT = "PHANTOM-"
 CHUNK_ROWS = 512
 
 
@@ -64,7 +64,7 @@ class TestSet:
     @property
     def drawn(self) -> bool:
         """Whether any row is a phantom."""
-        return any(str(p).startswith(PHANTOM_PATIENT) for p in self.patients)
+        return any_drawn(self.patients)
 
 
 @dataclass(frozen=True)

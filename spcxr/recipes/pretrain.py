@@ -21,12 +21,13 @@ from spcxr.config import to_dict
 from spcxr.data.splits import is_training
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
+from spcxr.evaluate.report import PHANTOMS
 from spcxr.models.vit import build_vit
 from spcxr.models.weights import load_encoder_weights, save_model_folder
 from spcxr.objectives.gmml import GMML
 from spcxr.objectives.table import OBJECTIVES
 from spcxr.recipes import views
-from spcxr.recipes.images import open_images
+from spcxr.recipes.images import any_drawn, open_images
 from spcxr.recipes.pretrain_config import PretrainConfig
 from spcxr.train.batches import Rows, epoch_batches, prefetch, seed_step
 from spcxr.train.checkpoint import Checkpoints, Position
@@ -351,6 +352,7 @@ def introduce(training: Training, position: Position, journal: Journal) -> None:
 def export(training: Training) -> None:
     """The encoder as a model folder, with its preprocessing and how it came to be; its card."""
     config, store = training.config, training.store
+    phantoms = any_drawn(store.manifest.patients[training.rows])
     provenance = {
         "recipe": "pretrain",
         "objective": config.objective,
@@ -360,6 +362,7 @@ def export(training: Training) -> None:
         "seed": config.seed,
         "init": config.init,
         "data": store.facts["content_hash"],
+        "phantoms": phantoms,
         "spcxr_version": __version__,
     }
     save_model_folder(
@@ -373,4 +376,5 @@ def export(training: Training) -> None:
         provenance=provenance,
     )
     title = f"{config.model}/{config.patch_px} at {config.image_px} px, pretrained on radiographs"
-    write_model_card(training.folder, title, {**provenance, "preprocess": store.preprocess.preset})
+    facts = {**provenance, "preprocess": store.preprocess.preset}
+    write_model_card(training.folder, title, facts, banner=PHANTOMS if phantoms else "")

@@ -27,6 +27,7 @@ from spcxr.infer.predict import predict_masks
 from spcxr.models.decoder import Segmenter, UNETRDecoder
 from spcxr.recipes.finetune import FinetuneConfig, Start, begin, rows_of, take_fraction
 from spcxr.recipes.fitting import Course, export, fit, write_predictions
+from spcxr.recipes.images import any_drawn
 from spcxr.train.augment import IGNORE, Warps, warp_masks
 from spcxr.train.checkpoint import Position
 from spcxr.train.device import pick_device, pick_precision
@@ -301,6 +302,7 @@ def report(course: Course, task: Segmentation, position: Position) -> None:
     facts = {
         "recipe": "segment",
         "task": task.said,
+        "phantoms": any_drawn(store.manifest.patients[rows]),
         "rows": {"train": len(course.rows), "val": len(cohort.val), "test": len(cohort.test)},
         "epoch": (position.best_step or 0) // course.steps_per_epoch,
         **summaries,

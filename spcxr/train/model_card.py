@@ -15,8 +15,12 @@ whoever gave the images.
 """
 
 
-def write_model_card(folder: Path, title: str, facts: Mapping[str, object]) -> Path:
+def write_model_card(
+    folder: Path, title: str, facts: Mapping[str, object], *, banner: str = ""
+) -> Path:
     """Write the card: a table of ``facts`` (which must name no patients), then the limits.
+
+    ``banner`` stands above all, in bold: what must not be overlooked.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
@@ -27,6 +31,7 @@ def write_model_card(folder: Path, title: str, facts: Mapping[str, object]) -> P
     rows = "".join(f"| {name} | {str(v).replace('|', '/')} |\n" for name, v in facts.items())
     file = folder / "model_card.md"
     draft = file.with_name(".model_card.md.writing")
-    draft.write_text(f"# {title}\n\n| | |\n|---|---|\n{rows}\n{LIMITS}")
+    warning = f"**{banner}**\n\n" if banner else ""
+    draft.write_text(f"# {title}\n\n{warning}| | |\n|---|---|\n{rows}\n{LIMITS}")
     draft.replace(file)
     return file

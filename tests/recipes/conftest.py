@@ -37,12 +37,14 @@ def make_store(tmp_path: Path) -> Callable[..., Store]:
     ``columns`` is a mapping of label columns (lists of text), or a function of ``there``.
     """
 
-    def make(columns=None, *, masked=False, count=64, name="store", splits=None) -> Store:
+    def make(
+        columns=None, *, masked=False, count=64, name="store", splits=None, prefix="p"
+    ) -> Store:
         images, masks, there = draw_squares(count)
         labels = columns(there) if callable(columns) else dict(columns or {})
         text = {
             "path": [f"{i:03d}.png" for i in range(count)],
-            "patient_id": [f"p{i:03d}" for i in range(count)],
+            "patient_id": [f"{prefix}{i:03d}" for i in range(count)],
             "split": splits or [SPLITS[i % len(SPLITS)] for i in range(count)],
             **labels,
         }

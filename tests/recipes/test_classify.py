@@ -205,6 +205,17 @@ def test_the_task_is_settled_by_all_labels_and_said(
     assert load_trained(folder).multilabel is ("finding" in said)
 
 
+@pytest.mark.parametrize("drawn", [True, False])
+def test_phantoms_are_marked_and_the_card_has_its_limits(drawn, make_store, tiny_init, tmp_path):
+    store = make_store(one_label, prefix="PHANTOM-0-" if drawn else "p")
+    folder = run(config(store, tiny_init, tmp_path / "run", epochs=1))
+    card = (folder / "model_card.md").read_text()
+    assert ("**Drawn phantoms, not patients" in card) is drawn
+    assert "## Limits" in card
+    assert load_trained(folder).config["provenance"]["phantoms"] is drawn
+    assert json.loads((folder / "metrics.json").read_text())["phantoms"] is drawn
+
+
 class Stop:
     """Sends SIGTERM to this process in the n-th step."""
 

@@ -33,10 +33,10 @@ def draw_blob(rng):
     return (image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8)
 
 
-def write_store(folder, *, seed=0, splits=("val",) * VALIDATED + ("train",) * TRAINED):
+def write_store(folder, *, seed=0, prefix="", splits=("val",) * VALIDATED + ("train",) * TRAINED):
     rng = np.random.default_rng(seed)
     names = [f"{i}.png" for i in range(len(splits))]
-    columns = {"path": names, "patient_id": names, "split": list(splits)}
+    columns = {"path": names, "patient_id": [prefix + n for n in names], "split": list(splits)}
     with StoreWriter(folder, Preprocess(size_px=PX)) as writer:
         for _ in splits:
             writer.add(draw_blob(rng))
@@ -119,6 +119,15 @@ def test_a_run_folder_is_complete(whole, store):
     assert loaded.config["task"] is None
     assert loaded.config["provenance"]["data"] == Store.open(store).facts["content_hash"]
     assert "not a medical device" in (whole / "model_card.md").read_text()
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_phantoms_are_marked_on_the_card_and_in_the_model(tmp_path, drawn):
+    store = write_store(tmp_path / "s", prefix="PHANTOM-0-" if drawn else "p")
+    folder = run(settings(store, tmp_path / "a", epochs=1))
+    assert load_model_folder(folder).config["provenance"]["phantoms"] is drawn
+    card = (folder / "model_card.md").read_text()
+    assert ("**Drawn phantoms, not patients" in card) is drawn
 
 
 def test_the_model_is_the_last_checkpoints_encoder(whole):

@@ -93,12 +93,14 @@ def test_nothing_known_is_no_loss_at_all():
 
 
 def test_a_run_learns_and_its_export_predicts_the_same(make_store, tiny_init, tmp_path):
-    store = make_store(masked=True)
+    store = make_store(masked=True, prefix="PHANTOM-0-")
     folder = run(config(store, tiny_init, tmp_path / "run", epochs=12, base_lr=3e-2))
+    assert "**Drawn phantoms, not patients" in (folder / "model_card.md").read_text()
     losses = records(folder, "train", "loss")
     assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
     facts = json.loads((folder / "metrics.json").read_text())
     assert facts["test"]["lung"]["dice"]["value"] > 0.8
+    assert (facts["task"], facts["phantoms"]) == ("masks of lung", True)
     assert facts["test"]["lung"]["dice"]["n_patients"] <= 16
     assert facts["epoch"] == 1 + max(
         range(12), key=lambda e: (records(folder, "val", "dice")[e], e)
