@@ -88,6 +88,7 @@ def timm_config(encoder: VisionTransformer, mean: float, std: float) -> dict[str
             "mean": [mean] * encoder.channels,
             "std": [std] * encoder.channels,
             "interpolation": "bilinear",
+            "crop_pct": 1.0,  # the whole image, not timm's usual central 87.5 %
             "num_classes": 0,
             "first_conv": "patch_embed.proj",
             "classifier": "head",

@@ -73,6 +73,7 @@ def test_config_says_what_timm_needs(tmp_path):
     assert (arguments["patch_size"], arguments["in_chans"], arguments["depth"]) == (8, 3, 12)
     assert config["pretrained_cfg"]["input_size"] == [3, 224, 256]
     assert config["pretrained_cfg"]["mean"] == [0.5] * 3
+    assert config["pretrained_cfg"]["crop_pct"] == 1.0
     keys = set(load_file(tmp_path / "m" / "model.safetensors"))
     assert not [k for k in keys if "mask_token" in k or "decoder" in k or "head" in k]
 
