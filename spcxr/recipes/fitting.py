@@ -27,7 +27,7 @@ from spcxr.recipes.images import any_drawn
 from spcxr.train.augment import DRAWS, Warps, plan, warp_images
 from spcxr.train.batches import epoch_batches, prefetch, seed_step
 from spcxr.train.checkpoint import Checkpoints, Position, load_checkpoint
-from spcxr.train.device import autocast
+from spcxr.train.device import autocast, why_not_bf16
 from spcxr.train.guard import note_bad_step, refuse_endless_bad_steps
 from spcxr.train.interrupt import Signals, watch_signals
 from spcxr.train.journal import Journal
@@ -115,6 +115,8 @@ def fit(course: Course, task: Task) -> Position:
     ):
         journal.say(f"{course.start.origin}; {count} training rows; {course.precision}")
         journal.say(task.said)
+        if why := why_not_bf16(course.config.precision, course.device):
+            journal.say(why)
         saved = time.monotonic()
         while position.step < course.steps:
             position = _train_epoch(course, task, position, checkpoints, journal, signals)

@@ -31,7 +31,7 @@ from spcxr.recipes.images import any_drawn, open_images
 from spcxr.recipes.pretrain_config import PretrainConfig
 from spcxr.train.batches import Rows, epoch_batches, prefetch, seed_step
 from spcxr.train.checkpoint import Checkpoints, Position
-from spcxr.train.device import autocast, pick_device, pick_precision
+from spcxr.train.device import autocast, pick_device, pick_precision, why_not_bf16
 from spcxr.train.guard import note_bad_step, refuse_endless_bad_steps
 from spcxr.train.interrupt import Signals, watch_signals
 from spcxr.train.journal import Journal
@@ -261,16 +261,20 @@ def fetchers(device: torch.device) -> int:
 
 
 def learn_step(loop: Loop, parts: list[views.Batch], step: int) -> tuple[Step, dict[str, float]]:
-    """One update from the batches of a step; the mean of each loss over its images."""
+    """One update from the batches of a step, and each loss of the whole step.
+
+    The losses are means over hidden pixels, so a batch counts by those of its own: the gradient
+    is that of one large batch (whose images would find their partners across the parts).
+    """
     training, config = loop.training, loop.training.config
     seed_step(config.seed, step)
-    total = sum(len(part.pixels) for part in parts)
+    hidden = [int(part.plan.mask.sum()) for part in parts]
     losses: dict[str, Tensor] = {}
-    for part in parts:
+    for part, count in zip(parts, hidden, strict=True):
         clean, corrupted, mask = views.show(part, training.store, config.image_px, training.device)
         with autocast(training.device, loop.precision):
             found = training.objective(corrupted, clean, mask)
-        share = len(part.pixels) / total
+        share = count / max(sum(hidden), 1)
         (found["loss"] * share).backward()
         for name, value in found.items():
             losses[name] = losses.get(name, 0.0) + value.detach() * share
@@ -343,6 +347,8 @@ def introduce(training: Training, position: Position, journal: Journal) -> None:
     )
     if size < config.image_px:
         journal.say(f"the store's images of {size} px are magnified to {config.image_px} px")
+    if why := why_not_bf16(config.precision, training.device):
+        journal.say(why)
     if config.init and not position.step:
         journal.say(f"encoder from {config.init}")
     if position.step:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import re
+from pathlib import Path
 
 import torch
 
 from spcxr.errors import SpcxrError
 
-logger = logging.getLogger("spcxr")
+CPU_INFO = Path("/proc/cpuinfo")
+NATIVE_BF16 = frozenset({"amx_bf16", "avx512_bf16"})
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -35,7 +37,7 @@ def pick_precision(name: str, device: torch.device) -> str:
     """``bf16`` or ``fp32``: what ``auto`` means on this device; the other two are kept as asked.
 
     bf16 is chosen on GPUs and CPUs that multiply it in hardware (AMX, AVX512-BF16). Elsewhere it
-    is emulated, tens of times slower than fp32, so fp32 is chosen and a line logged.
+    is emulated, tens of times slower than fp32, so fp32 is chosen; `why_not_bf16` says so.
 
     >>> pick_precision("bf16", torch.device("cpu"))
     'bf16'
@@ -44,15 +46,31 @@ def pick_precision(name: str, device: torch.device) -> str:
         raise SpcxrError(f"precision is {name!r}; choose one of: auto, bf16, fp32")
     if name != "auto":
         return name
+    return "fp32" if why_not_bf16(name, device) else "bf16"
+
+
+def why_not_bf16(name: str, device: torch.device) -> str:
+    """The line for the log where ``auto`` means fp32, else ``""``. For an open `Journal` to say.
+
+    >>> why_not_bf16("fp32", torch.device("cpu"))
+    ''
+    """
+    if name != "auto":
+        return ""
     if device.type == "cuda":
         native, lacking = torch.cuda.is_bf16_supported(including_emulation=False), "this GPU"
     else:
-        found = torch.cpu.get_capabilities()
-        native = bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+        native = not NATIVE_BF16.isdisjoint(cpu_flags())
         lacking = "this CPU (neither AMX nor AVX512-BF16)"
-    if not native:
-        logger.info("precision fp32: %s only emulates bf16, many times slower", lacking)
-    return "bf16" if native else "fp32"
+    return "" if native else f"precision fp32: {lacking} only emulates bf16, many times slower"
+
+
+def cpu_flags() -> frozenset[str]:
+    """What Linux says the first CPU can do; nothing where there is no ``/proc/cpuinfo``."""
+    if not CPU_INFO.is_file():
+        return frozenset()
+    line = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
+    return frozenset(line.group(1).split() if line else ())
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

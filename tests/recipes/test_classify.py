@@ -21,6 +21,7 @@ from spcxr.recipes import fitting
 from spcxr.recipes.classify import ClassifyConfig, masked_bce, one_of_many, run
 from spcxr.recipes.finetune import take_fraction
 from spcxr.recipes.targets import class_weights, is_one_of_many, settle_uncertain
+from spcxr.train import device
 from spcxr.train.journal import read_records
 
 NAN = float("nan")
@@ -310,6 +311,14 @@ def test_a_manifest_is_prepared_as_the_init_wants_it(tiny_init, tmp_path):
     )
     store = Store.open(folder / "store")
     assert store.preprocess.to_dict() == load_model_folder(tiny_init).config["preprocess"]
+
+
+def test_why_fp32_was_chosen_stands_in_the_log(make_store, tiny_init, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "cpu_flags", frozenset)
+    store = make_store(one_label, count=16)
+    settings = {"epochs": 1, "precision": "auto"}
+    folder = run(config(store, tiny_init, tmp_path / "run", **settings))
+    assert "only emulates bf16" in (folder / "train.log").read_text()
 
 
 # --- what is refused ------------------------------------------------------------------------

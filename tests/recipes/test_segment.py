@@ -20,6 +20,7 @@ from spcxr.recipes import fitting
 from spcxr.recipes.finetune import begin
 from spcxr.recipes.fitting import augmented
 from spcxr.recipes.segment import SegmentConfig, build, choose_cohort, dice_and_ce, run
+from spcxr.train import device
 from spcxr.train.augment import rest
 from spcxr.train.journal import read_records
 
@@ -199,6 +200,14 @@ def test_two_structures_are_told_apart(tiny_init, tmp_path):
     assert len(records(folder, "val", "dice_left")) == 4
     with pytest.raises(SpcxrError, match=r"hold class 2.*name all"):
         run(config(store, tiny_init, tmp_path / "one"))
+
+
+def test_why_fp32_was_chosen_stands_in_the_log(make_store, tiny_init, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "cpu_flags", frozenset)
+    store = make_store(masked=True, count=16)
+    settings = {"epochs": 1, "precision": "auto"}
+    folder = run(config(store, tiny_init, tmp_path / "run", **settings))
+    assert "only emulates bf16" in (folder / "train.log").read_text()
 
 
 # --- what is refused ------------------------------------------------------------------------
