@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.encaps import get_frame
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
     JPEG2000,
@@ -36,10 +35,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from spcxr.data.dicom_header import Header, parse_header, parse_pixel_tags
+from spcxr.data.dicom_header import Damaged, Header, parse_header, parse_pixel_tags, whole
 from spcxr.data.dicom_pixels import OnlyPadding, PixelTags, luminance, to_pixels
 from spcxr.data.raster import is_coloured
-from spcxr.data.study import Rejected, Study, range_notes
+from spcxr.data.study import Rejected, Study, decoding, range_notes
 
 MODALITIES = ("CR", "DX", "DR", "RG")
 CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "LUNG")
@@ -49,12 +48,6 @@ OTHER_POSITIONS = ("FROGLEG", "LITHOTOMY", "SKYLINE", "SUNRISE", "MORTISE", "WAT
 """In PatientPosition: no chest is imaged so. It is free text in radiography, so no more is asked of
 it; `dicom_header.position_note` notes what is none of the usual."""
 GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR")
-DAMAGED = (
-    *(OSError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError),
-    *(OverflowError, MemoryError, RuntimeError, NotImplementedError, AssertionError),
-    *(struct.error, zlib.error, InvalidDicomError, BytesLengthException),
-)
-"""What pydicom and its decoders raise on damaged files; `_reading` holds only calls to them."""
 PLUGINS = {
     **dict.fromkeys((JPEGBaseline8Bit, JPEGExtended12Bit), "pillow"),
     **dict.fromkeys((JPEG2000Lossless, JPEG2000), "pylibjpeg"),
@@ -62,6 +55,7 @@ PLUGINS = {
 }
 """Preferred decoders. pydicom would take GDCM first, which ends the process on damaged JPEGs; it is
 left what only it decodes, lossless JPEG."""
+HEADER = "its DICOM header is damaged"
 MAX_HEADER_BYTES = 2**24
 END_OF_CODESTREAM = b"\xff\xd9"  # JPEG, JPEG-LS and JPEG 2000 alike
 FRAME_HEADERS = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF markers, LS and JPEG
@@ -101,13 +95,13 @@ def read(path: str | Path, max_pixels: int) -> Study:
     Traceback (most recent call last):
     spcxr.data.study.Rejected: ...CT_small.dcm: its Modality is CT, not one of CR, DX, DR, RG
     """
-    with _reading(path, "its DICOM header is damaged"):
+    with _values(path, HEADER):
         dataset = _open(path, max_pixels)
         header = parse_header(dataset)
     refuse(path, header, max_pixels)
     if "PixelData" not in dataset:
         raise Rejected(path, "it holds no PixelData, or was cut short before it")
-    with _reading(path, "its DICOM pixel description is damaged"):
+    with _values(path, "its DICOM pixel description is damaged"):
         tags, tag_notes = parse_pixel_tags(dataset)
     _check_tags(path, tags)
     stored = decode(path, dataset)
@@ -188,27 +182,31 @@ def decode(path: str | Path, dataset: pydicom.Dataset) -> np.ndarray:
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and syntax != RLELossless:
-        with _reading(path, "its compressed pixels are damaged"):
+        with _quiet(), decoding(path, "pydicom", "its compressed pixels are damaged"):
             frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-            says = parse_codestream(frame)
-            size = dataset.Rows, dataset.Columns, dataset.SamplesPerPixel
+        says = parse_codestream(frame)
+        with _values(path, "its compressed pixels are damaged"):
+            keywords = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
+            *size, bits_allocated = (whole(dataset, keyword) for keyword in keywords)
         if END_OF_CODESTREAM not in frame[-16:]:
             raise Rejected(path, "its compressed pixels are cut short")
-        if says is None or (says.rows, says.columns, says.samples) != size:
+        if says is None or [says.rows, says.columns, says.samples] != size:
             raise Rejected(path, "its compressed pixels are not of the size its header says")
-        if says.bits > dataset.BitsAllocated:
+        if says.bits > bits_allocated:
             raise Rejected(
                 path, f"its compressed pixels say {says.bits} bits, more than its header"
             )
     if (reason := undecodable(syntax, int(dataset.BitsStored))) is not None:
         raise Rejected(path, reason)
-    with _reading(path, f"its pixels ({syntax.name}) are cut short or damaged"):
+    chosen = plugin(syntax)
+    reason = f"its pixels ({syntax.name}) are cut short or damaged"
+    with _quiet(), decoding(path, chosen or "pydicom", reason):
         # Unused bits stay as they are: pydicom would wrap values when BitsStored is too small.
         return pixel_array(
             dataset,
             correct_unused_bits=False,
             view_only=True,
-            decoding_plugin=plugin(syntax),
+            decoding_plugin=chosen,
         )
 
 
@@ -251,6 +249,8 @@ def parse_codestream(data: bytes) -> Codestream | None:
     """
     start = data.find(b"\xff\x4f\xff\x51", 0, 256)  # JPEG 2000: SOC, SIZ
     if start >= 0:
+        if len(data) < start + 43:
+            return None
         right, bottom, left, top = struct.unpack(">4I", data[start + 8 : start + 24])
         samples, depth = struct.unpack(">HB", data[start + 40 : start + 43])
         return Codestream(bottom - top, right - left, (depth & 0x7F) + 1, samples)
@@ -268,18 +268,25 @@ def parse_codestream(data: bytes) -> Codestream | None:
 
 
 @contextmanager
-def _reading(path: str | Path, reason: str) -> Iterator[None]:
-    """Damage becomes a `Rejected` without the library's words, which may quote header values."""
+def _quiet() -> Iterator[None]:
+    """pydicom warns of odd values, logs them too, and quotes the patient's name if it is odd."""
     with warnings.catch_warnings():
-        # pydicom warns of odd values, logs them too, and quotes the patient's name if it is odd.
         warnings.simplefilter("ignore")
         logging.getLogger("pydicom").addFilter(_say_nothing)
         try:
             yield
-        except DAMAGED as error:
-            raise Rejected(path, f"{reason} ({type(error).__name__})") from error
         finally:
             logging.getLogger("pydicom").removeFilter(_say_nothing)
+
+
+@contextmanager
+def _values(path: str | Path, reason: str) -> Iterator[None]:
+    """Values that pydicom cannot parse, or that are none of their kind, become a `Rejected`."""
+    try:
+        with _quiet():
+            yield
+    except Damaged as error:
+        raise Rejected(path, f"{reason} ({error})") from error
 
 
 def _say_nothing(record: logging.LogRecord) -> bool:
@@ -288,26 +295,36 @@ def _say_nothing(record: logging.LogRecord) -> bool:
 
 def _open(path: str | Path, max_pixels: int) -> pydicom.Dataset:
     """Read the file; one without file meta information gets the transfer syntax it shows."""
-    with Path(path).open("rb") as file:
-        head = file.read(1024)
-        if DeflatedExplicitVRLittleEndian.encode() in head:
-            # Not more than 16 bits of 3 samples a pixel.
-            _refuse_inflation(path, head + file.read(), 6 * max_pixels + MAX_HEADER_BYTES)
-    dataset = pydicom.dcmread(path, force=head[128:132] != b"DICM")
-    if "TransferSyntaxUID" not in dataset.file_meta:
+    head = _bytes(path, 1024)
+    if DeflatedExplicitVRLittleEndian.encode() in head:
+        # Not more than 16 bits of 3 samples a pixel.
+        _refuse_inflation(path, _bytes(path), 6 * max_pixels + MAX_HEADER_BYTES)
+    with decoding(path, "pydicom", HEADER):
+        dataset = pydicom.dcmread(path, force=head[128:132] != b"DICM")
+        known = "TransferSyntaxUID" in dataset.file_meta
         implicit, little = dataset.original_encoding
+    if not known:
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     return dataset
 
 
+def _bytes(path: str | Path, count: int = -1) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise Rejected(path, f"it cannot be read ({error.strerror})") from error
+
+
 def _refuse_inflation(path: str | Path, data: bytes, limit: int) -> None:
     """Inflate a deflated dataset once, bounded, so that a bomb does not go off."""
-    if data[132:136] != b"\2\0\0\0":
+    if data[132:136] != b"\2\0\0\0" or len(data) < 144:
         raise Rejected(path, "it is deflated and lacks the length of its file meta information")
     start = 144 + struct.unpack("<I", data[140:144])[0]  # the end of group 0002, PS3.10 7.1
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    if len(inflate.decompress(data[start:], limit)) == limit:
+    with decoding(path, "zlib", HEADER):
+        length = len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], limit))
+    if length == limit:
         raise Rejected(path, "it unpacks to more than the limit on its size (max_pixels)")
 
 

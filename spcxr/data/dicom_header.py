@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pydicom
 
 from spcxr.data.dicom_pixels import LookUp, PixelTags, Window, usable_window
 
+T = TypeVar("T")
 VIEWS = {
     **dict.fromkeys(("PA", "POSTEROANTERIOR"), "PA"),
     **dict.fromkeys(("AP", "ANTEROPOSTERIOR", "APPORTABLE", "APSUPINE", "APERECT"), "AP"),
@@ -26,6 +29,48 @@ FOR_PROCESSING_CLASS = "1.2.840.10008.5.1.4.1.1.1.1.1"
 DAYS_PER = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 OLDEST = 120.0
 DAMAGED_WORD = "unreadable"
+
+
+class Damaged(ValueError):
+    """A value that pydicom cannot parse or that is none of its kind; says which error, no value."""
+
+
+@contextmanager
+def parsing() -> Iterator[None]:
+    """Around calls of pydicom alone: it parses a value when first asked, and may raise anything."""
+    try:
+        yield
+    except Exception as error:
+        raise Damaged(f"pydicom: {type(error).__name__}") from error
+
+
+def value_of(dataset: pydicom.Dataset, keyword: str) -> Any:
+    """An element's value, None where missing."""
+    with parsing():
+        return dataset.get(keyword)
+
+
+def converted(kind: Callable[[Any], T], value: Any) -> T:
+    """A value as a number (or an array of them), unless damage made it something else."""
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Damaged(f"no number: {type(error).__name__}") from error
+
+
+def whole(dataset: pydicom.Dataset, keyword: str) -> int:
+    """An integer, 0 where missing or blank."""
+    return converted(int, value_of(dataset, keyword) or 0)
+
+
+def first_item(dataset: pydicom.Dataset, keyword: str) -> pydicom.Dataset | None:
+    """The first item of a sequence, None where there is none."""
+    sequence = value_of(dataset, keyword)
+    if sequence is None or len(sequence) == 0:
+        return None
+    if not isinstance(sequence, pydicom.Sequence):
+        raise Damaged("no sequence")
+    return sequence[0]
 
 
 @dataclass(frozen=True)
@@ -55,27 +100,27 @@ class Header:
 
 
 def parse_header(dataset: pydicom.Dataset) -> Header:
-    """The patient and image part. Damaged values raise what pydicom raises."""
+    """The patient and image part. Raises `Damaged`."""
     age, age_note = parse_age(text(dataset, "PatientAge"))
     modality = word(dataset, "Modality")
     notes = (
         "" if modality else "Modality is missing",
         age_note,
-        orientation_note(dataset.get("PatientOrientation")),
+        orientation_note(value_of(dataset, "PatientOrientation")),
         position_note(word(dataset, "PatientPosition")),
     )
-    intent, sop_class = word(dataset, "PresentationIntentType"), dataset.get("SOPClassUID")
+    intent, sop_class = word(dataset, "PresentationIntentType"), value_of(dataset, "SOPClassUID")
     return Header(
         modality=modality,
         body_part=_body_part(dataset),
         position=word(dataset, "PatientPosition"),
         for_processing=intent == "FORPROCESSING" or sop_class == FOR_PROCESSING_CLASS,
-        frames=int(dataset.get("NumberOfFrames") or 1),
-        rows=int(dataset.get("Rows") or 0),
-        columns=int(dataset.get("Columns") or 0),
-        samples=int(dataset.get("SamplesPerPixel") or 1),
-        bits_allocated=int(dataset.get("BitsAllocated") or 0),
-        photometric=str(dataset.get("PhotometricInterpretation") or "").strip().upper(),
+        frames=whole(dataset, "NumberOfFrames") or 1,
+        rows=whole(dataset, "Rows"),
+        columns=whole(dataset, "Columns"),
+        samples=whole(dataset, "SamplesPerPixel") or 1,
+        bits_allocated=whole(dataset, "BitsAllocated"),
+        photometric=(text(dataset, "PhotometricInterpretation") or "").upper(),
         patient_id=text(dataset, "PatientID"),
         view=_view(dataset),
         sex=text(dataset, "PatientSex"),
@@ -87,26 +132,31 @@ def parse_header(dataset: pydicom.Dataset) -> Header:
 
 
 def parse_pixel_tags(dataset: pydicom.Dataset) -> tuple[PixelTags, tuple[str, ...]]:
-    """What the stored values mean, and notes. Damaged values raise what pydicom raises."""
-    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
+    """What the stored values mean, and notes. Raises `Damaged`."""
+    photometric = (text(dataset, "PhotometricInterpretation") or "").upper()
     shape = word(dataset, "PresentationLUTShape")
     window, notes = _window(dataset)
     if (photometric, shape) in {("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")}:
         notes = (*notes, f"{photometric} contradicts PresentationLUTShape {shape}; inverted")
-    bits_stored = int(dataset.BitsStored)
-    slope = dataset.get("RescaleSlope")
-    tags = PixelTags(
-        bits_stored=bits_stored,
-        high_bit=int(dataset.get("HighBit", bits_stored - 1)),
-        signed=bool(dataset.get("PixelRepresentation") or 0),
-        shift_high_bit=not dataset.file_meta.TransferSyntaxUID.is_encapsulated,
-        overlay_bits=any(
+    if value_of(dataset, "BitsStored") is None:
+        raise Damaged("no BitsStored")
+    bits_stored, high_bit = whole(dataset, "BitsStored"), value_of(dataset, "HighBit")
+    slope = value_of(dataset, "RescaleSlope")
+    with parsing():
+        encapsulated = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+        overlay_bits = any(
             tag.group & 0xFFE1 == 0x6000 and tag.elem == 0x0102 and dataset[tag].value
             for tag in dataset.keys()  # noqa: SIM118  (iterating the dataset parses every value)
-        ),
+        )
+    tags = PixelTags(
+        bits_stored=bits_stored,
+        high_bit=bits_stored - 1 if high_bit is None else converted(int, high_bit),
+        signed=whole(dataset, "PixelRepresentation") != 0,
+        shift_high_bit=not encapsulated,
+        overlay_bits=overlay_bits,
         invert=photometric == "MONOCHROME1" or shape == "INVERSE",
-        slope=1.0 if slope is None else float(slope),
-        intercept=float(dataset.get("RescaleIntercept") or 0.0),
+        slope=1.0 if slope is None else converted(float, slope),
+        intercept=converted(float, value_of(dataset, "RescaleIntercept") or 0.0),
         lookup=_modality_lut(dataset),
         padding=_padding(dataset),
         window=window,
@@ -116,8 +166,9 @@ def parse_pixel_tags(dataset: pydicom.Dataset) -> tuple[PixelTags, tuple[str, ..
 
 def text(dataset: pydicom.Dataset, keyword: str) -> str | None:
     """A value as stripped text, None where missing or blank."""
-    value = str(dataset.get(keyword) or "").strip()
-    return value or None
+    with parsing():
+        value = str(dataset.get(keyword) or "")
+    return value.strip() or None
 
 
 def word(dataset: pydicom.Dataset, keyword: str) -> str:
@@ -125,7 +176,9 @@ def word(dataset: pydicom.Dataset, keyword: str) -> str:
 
     Damage may let a value run into the next element; what is not printable is not quoted either.
     """
-    value = str(dataset.get(keyword) or "").strip(" \0").upper()
+    with parsing():
+        value = str(dataset.get(keyword) or "")
+    value = value.strip(" \0").upper()
     return re.sub(r"[^A-Z0-9]", "", value) if value.isprintable() else DAMAGED_WORD
 
 
@@ -160,13 +213,15 @@ def parse_spacing(dataset: pydicom.Dataset) -> tuple[float, float] | None:
     (0.16, 0.16)
     """
     for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-        pair = dataset.get(keyword)
+        pair = value_of(dataset, keyword)
         if not is_pair(pair):
             continue
-        row, column = (float(v) for v in pair)
+        row, column = (converted(float, v) for v in pair)
         if not all(math.isfinite(v) and v > 0 for v in (row, column)):
             continue
-        factor = float(dataset.get("EstimatedRadiographicMagnificationFactor") or 1.0)
+        factor = converted(
+            float, value_of(dataset, "EstimatedRadiographicMagnificationFactor") or 1.0
+        )
         if keyword == "ImagerPixelSpacing" and math.isfinite(factor) and factor > 0:
             row, column = row / factor, column / factor
         return row, column
@@ -208,8 +263,10 @@ def is_pair(value: object) -> bool:
 def _body_part(dataset: pydicom.Dataset) -> str:
     """BodyPartExamined, else what AnatomicRegionSequence calls it (PS3.3 C.8.11.2)."""
     named = word(dataset, "BodyPartExamined")
-    region = dataset.get("AnatomicRegionSequence")
-    return word(region[0], "CodeMeaning") if region and not named else named
+    if named:
+        return named
+    region = first_item(dataset, "AnatomicRegionSequence")
+    return "" if region is None else word(region, "CodeMeaning")
 
 
 def _view(dataset: pydicom.Dataset) -> str | None:
@@ -220,8 +277,8 @@ def _view(dataset: pydicom.Dataset) -> str | None:
     own = word(dataset, "ViewPosition")
     if own:
         return VIEWS.get(own, own)
-    codes = dataset.get("ViewCodeSequence")
-    meaning = word(codes[0], "CodeMeaning") if codes else ""
+    code = first_item(dataset, "ViewCodeSequence")
+    meaning = "" if code is None else word(code, "CodeMeaning")
     for known in (meaning, word(dataset, "PatientPosition")):
         if known in VIEWS:
             return VIEWS[known]
@@ -231,10 +288,9 @@ def _view(dataset: pydicom.Dataset) -> str | None:
 def _window(dataset: pydicom.Dataset) -> tuple[Window | None, tuple[str, ...]]:
     """The first window (several are alternative views, PS3.3 C.11.2.1.2), and notes."""
     notes: list[str] = []
-    lut = dataset.get("VOILUTSequence")
-    if lut:
+    if value_of(dataset, "VOILUTSequence"):
         notes.append("a VOI LUT Sequence is not applied")
-    centres, widths = (_numbers(dataset.get(k)) for k in ("WindowCenter", "WindowWidth"))
+    centres, widths = (_numbers(value_of(dataset, k)) for k in ("WindowCenter", "WindowWidth"))
     if not centres and not widths:
         return None, tuple(notes)
     if not centres or not widths or not usable_window(centres[0], widths[0]):
@@ -251,33 +307,35 @@ def _window(dataset: pydicom.Dataset) -> tuple[Window | None, tuple[str, ...]]:
 
 def _numbers(value: Any) -> list[float]:
     many = value if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
-    return [float(v) for v in many if v is not None and v != ""]
+    return [converted(float, v) for v in many if v is not None and v != ""]
 
 
 def _padding(dataset: pydicom.Dataset) -> tuple[int, int] | None:
     """PixelPaddingValue and PixelPaddingRangeLimit, PS3.3 C.7.5.1.1.2."""
-    value = dataset.get("PixelPaddingValue")
+    value = value_of(dataset, "PixelPaddingValue")
     if value is None:
         return None
-    limit = dataset.get("PixelPaddingRangeLimit")
-    ends = int(value), int(value if limit is None else limit)
+    limit = value_of(dataset, "PixelPaddingRangeLimit")
+    ends = converted(int, value), converted(int, value if limit is None else limit)
     return min(ends), max(ends)
 
 
 def _modality_lut(dataset: pydicom.Dataset) -> LookUp | None:
     """The first Modality LUT, PS3.3 C.11.1.1: descriptor = (entries, first value mapped, bits)."""
-    sequence = dataset.get("ModalityLUTSequence")
-    if not sequence:
+    item = first_item(dataset, "ModalityLUTSequence")
+    if item is None:
         return None
-    item = sequence[0]
-    entries, first, bits = (int(v) for v in item.LUTDescriptor)
-    data = item.LUTData
+    numbers, data = _numbers(value_of(item, "LUTDescriptor")), value_of(item, "LUTData")
+    if len(numbers) != 3 or data is None:
+        raise Damaged("no Modality LUT")
+    entries, first, bits = (converted(int, n) for n in numbers)
     if isinstance(data, bytes):
         order = ">" if dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.2" else "<"
-        values = np.frombuffer(data, f"{order}u2")
+        values = converted(lambda d: np.frombuffer(d, f"{order}u2"), data)
     else:
-        values = np.asarray(data, dtype=np.int64)
+        values = converted(lambda d: np.array(d, dtype=np.int64, ndmin=1), data)
     values = values[: entries or 2**16]  # C.11.1.1: 0 means 2**16 entries
-    if not 1 <= bits <= 16 or not len(values) or int(values.max()) >= 2**bits:
-        raise ValueError("Modality LUT does not agree with its descriptor")
+    known = 1 <= bits <= 16 and -(2**15) <= first < 2**16
+    if not known or values.ndim != 1 or not len(values) or int(values.max()) >= 2**bits:
+        raise Damaged("Modality LUT does not agree with its descriptor")
     return LookUp(first, bits, values.astype(np.uint8 if bits <= 8 else np.uint16))

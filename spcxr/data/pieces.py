@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,9 @@ import numpy as np
 from PIL import Image
 
 from spcxr.data.presets import Preprocess
-from spcxr.data.study import Rejected, Study, read_study
+from spcxr.data.raster import load_upright
+from spcxr.data.study import Rejected, Study, decoding, read_study
+from spcxr.errors import SpcxrError
 
 FILES_PER_PIECE = 16  # at most: a crash or a kill loses the work on so many
 PIECES = 64  # at least, where there are as many files: enough for every worker of a large machine
@@ -132,7 +135,8 @@ def prepare_one(
     Raises
     ------
     Rejected
-        With one plain sentence; whatever goes wrong with one file must not stop a run of 100 000.
+        With one plain sentence. Decoders' errors of every kind are (`study.decoding`): one file
+        must not stop a run of 100 000. A fault of ours is none of the file's, and stops it.
     """
     image, *masks = task.files
     try:
@@ -140,11 +144,12 @@ def prepare_one(
         prepared = preprocess(study)
         mask = _merged_mask(task, masks, study.pixels.shape) if masks else None
         square = None if mask is None else preprocess.mask(mask)
-    except (Rejected, ImportError):
-        raise  # a decoder's package that is broken is no fault of the file
-    except Exception as error:  # a decoder's own error type: any library may raise any
-        kind = type(error).__name__  # its text may quote the header: patient data
-        raise Rejected(task.path, f"reading it failed unexpectedly ({kind})") from error
+    except Rejected:
+        raise
+    except SpcxrError as error:  # a preset that cannot map these grey levels
+        raise Rejected(task.path, str(error)) from error
+    except MemoryError as error:
+        raise Rejected(task.path, "there is not enough memory for it; free some") from error
     return _facts(study, prepared.box), prepared.pixels, square
 
 
@@ -183,17 +188,19 @@ def _merged_mask(task: Task, files: Sequence[Path], shape: tuple[int, ...]) -> n
 def read_mask(path: str | Path) -> np.ndarray:
     """``(H, W)`` uint8 of 1 (inside) and 0: a picture of 0 / 1 or of dark / bright (0 / 255).
 
+    It is turned as its EXIF orientation says, like the images (`raster.load_upright`).
+
     Raises
     ------
     Rejected
         The file cannot be read, or holds values that are neither (a map of several labels).
     """
-    try:
-        with Image.open(path) as picture:
-            grey = picture if picture.mode in {"L", "I", "I;16"} else picture.convert("L")
-            values = np.asarray(grey)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Rejected(path, f"its mask cannot be read ({type(error).__name__})") from error
+    with warnings.catch_warnings(), decoding(path, "Pillow", "its mask cannot be read"):
+        warnings.simplefilter("ignore")  # of size and odd EXIF, as in `raster`
+        with Path(path).open("rb") as file, Image.open(file) as picture:
+            upright, _ = load_upright(picture)
+        grey = upright if upright.mode in {"L", "I", "I;16"} else upright.convert("L")
+        values = np.asarray(grey)
     top = int(values.max())
     if top <= 1:
         return values.astype(np.uint8)

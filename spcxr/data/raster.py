@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from spcxr.data.study import Rejected, Study, range_notes
+from spcxr.data.study import Rejected, Study, decoding, range_notes
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 COLOUR_TOLERANCE = 16  # grey levels between channels that JPEG's chroma may add to a grey picture
 WHITE_IS_ZERO, PHOTOMETRIC, BITS_PER_SAMPLE, ORIENTATION = 0, 262, 258, 274
-UNREADABLE = (
-    *(OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, AttributeError),
-    *(OverflowError, MemoryError, RuntimeError, NotImplementedError, struct.error, zlib.error),
-)
-"""What Pillow raises on damaged files. Not ``Exception``: a fault of ours must not hide here."""
+DAMAGED = "it cannot be decoded: damaged or cut short"
 
 
 def read(path: str | Path, max_pixels: int) -> Study:
@@ -48,21 +42,9 @@ def read(path: str | Path, max_pixels: int) -> Study:
     with warnings.catch_warnings():
         # Pillow warns of size (max_pixels decides here) and of odd EXIF, which the pixels outlive.
         warnings.simplefilter("ignore")
-        try:
-            # A file object: given a name, Pillow 13 maps plain TIFFs into memory and scrambles
-            # those that are to be turned by 90 degrees.
-            with Path(path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
-                _check_header(path, image, max_pixels)
-                stored_bits = _bits_per_sample(image)
-                inverted = _is_inverted_16_bit(image)
-                turned = image.getexif().get(ORIENTATION, 1) != 1  # TIFF forgets it in load()
-                image.load()
-                pixels, notes = _to_grey(path, ImageOps.exif_transpose(image) if turned else image)
-        except Image.DecompressionBombError as error:
-            raise Rejected(path, "it is larger than Pillow decodes; make it smaller") from error
-        except UNREADABLE as error:
-            reason = f"it cannot be decoded ({type(error).__name__}): damaged or cut short"
-            raise Rejected(path, reason) from error
+        image, facts = _load(path, max_pixels)
+        pixels, notes = _to_grey(path, image)
+    stored_bits, inverted, turned = facts
     bits = max(stored_bits, int(pixels.max()).bit_length()) if pixels.dtype == np.uint16 else 8
     if inverted:
         pixels = np.subtract(2**bits - 1, pixels, dtype=np.uint16)
@@ -70,6 +52,28 @@ def read(path: str | Path, max_pixels: int) -> Study:
         notes = (*notes, "turned upright as its EXIF orientation says")
     notes = (*notes, *range_notes(path, pixels, bits))
     return Study(pixels, bits, inverted=inverted, notes=notes)
+
+
+def _load(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[int, bool, bool]]:
+    """The upright picture, all in memory; its bits, whether white is zero, whether it turned."""
+    # A file object: given a name, Pillow 13 maps plain TIFFs into memory and scrambles
+    # those that are to be turned by 90 degrees.
+    with decoding(path, "Pillow", DAMAGED), Path(path).open("rb") as file:
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                _check_header(path, image, max_pixels)
+                facts = _bits_per_sample(image), _is_inverted_16_bit(image)
+                upright, turned = load_upright(image)
+                return upright, (*facts, turned)
+        except Image.DecompressionBombError as error:
+            raise Rejected(path, "it is larger than Pillow decodes; make it smaller") from error
+
+
+def load_upright(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Decode, and turn as EXIF or TIFF asks for; whether there was something to turn."""
+    turned = image.getexif().get(ORIENTATION, 1) != 1  # TIFF forgets it in load()
+    image.load()
+    return (ImageOps.exif_transpose(image) if turned else image), turned
 
 
 def _check_header(path: str | Path, image: Image.Image, max_pixels: int) -> None:
@@ -110,14 +114,17 @@ def _to_grey(path: str | Path, image: Image.Image) -> tuple[np.ndarray, tuple[st
     if image.mode == "F":
         raise Rejected(path, "its pixels are floating point, without a range; save 8 or 16 bit")
     notes: tuple[str, ...] = ()
-    if image.has_transparency_data and (merged := _on_black(image)) is not None:
-        image, notes = merged, ("transparent pixels taken as black",)
-    if image.mode in ("1", "L", "LA"):
-        return np.asarray(image.convert("L")), notes
-    colour = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
-    if is_coloured(np.asarray(colour.resize(_a_quarter(colour.size), Image.Resampling.NEAREST))):
+    with decoding(path, "Pillow", DAMAGED):
+        if image.has_transparency_data and (merged := _on_black(image)) is not None:
+            image, notes = merged, ("transparent pixels taken as black",)
+        if image.mode in ("1", "L", "LA"):
+            return np.asarray(image.convert("L")), notes
+        colour = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+        probe = np.asarray(colour.resize(_a_quarter(colour.size), Image.Resampling.NEAREST))
+        pixels = np.asarray(colour.convert("L"))
+    if is_coloured(probe):
         notes = (*notes, "a colour picture, read by its luminance")
-    return np.asarray(colour.convert("L")), notes
+    return pixels, notes
 
 
 def _a_quarter(size: tuple[int, int]) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,26 @@ class Rejected(SpcxrError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+@contextmanager
+def decoding(path: str | Path, decoder: str, reason: str) -> Iterator[None]:
+    """Around calls of a third-party decoder, and nothing of ours: all it raises is `Rejected`.
+
+    Damage makes a library raise anything. Its words are left out, for they may quote the header;
+    a package that is broken (`ImportError`) is no fault of the file.
+
+    >>> with decoding("a.png", "Pillow", "it cannot be decoded"):
+    ...     raise ArithmeticError("Smith^Jane")
+    Traceback (most recent call last):
+    spcxr.data.study.Rejected: a.png: it cannot be decoded (Pillow: ArithmeticError)
+    """
+    try:
+        yield
+    except (Rejected, ImportError):
+        raise
+    except Exception as error:
+        raise Rejected(path, f"{reason} ({decoder}: {type(error).__name__})") from error
 
 
 @dataclass(frozen=True, eq=False)

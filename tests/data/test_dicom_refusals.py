@@ -171,6 +171,43 @@ def test_damaged_bytes_never_escape_as_another_error(tmp_path, radiographs):
     assert 50 < read_count < 300
 
 
+@pytest.mark.parametrize("name", ["parse_header", "parse_pixel_tags", "parse_codestream"])
+def test_a_fault_of_ours_is_not_called_damage(name, radiographs, monkeypatch):
+    def wrong(*rest):
+        raise TypeError("ours")
+
+    made = radiographs.make()
+    made.compress(JPEG2000Lossless)
+    path = radiographs.save(made)
+    monkeypatch.setattr(dicom, name, wrong)
+    with pytest.raises(TypeError, match="ours"):
+        read_study(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("dcmread", r"header is damaged \(pydicom: Odd\)"),
+        ("get_frame", r"compressed pixels are damaged \(pydicom: Odd\)"),
+        ("pixel_array", r"cut short or damaged \(pylibjpeg: Odd\)"),
+    ],
+)
+def test_decoders_may_raise_anything_and_are_named(name, reason, radiographs, monkeypatch):
+    class Odd(Exception):
+        pass
+
+    def wrong(*rest, **named):
+        raise Odd(SECRET)
+
+    made = radiographs.make()
+    made.compress(JPEG2000Lossless)
+    path = radiographs.save(made)
+    monkeypatch.setattr(pydicom if name == "dcmread" else dicom, name, wrong)
+    with pytest.raises(Rejected, match=reason) as caught:
+        read_study(path)
+    assert SECRET not in str(caught.value)
+
+
 # -- header ----------------------------------------------------------------------------------
 
 

@@ -8,7 +8,9 @@ from PIL import Image
 
 from spcxr.data.pieces import FILES_PER_PIECE, Task, plan, prepare_one, read_mask
 from spcxr.data.presets import Preprocess
-from spcxr.data.study import Rejected
+from spcxr.data.raster import ORIENTATION
+from spcxr.data.study import Rejected, read_study
+from spcxr.errors import SpcxrError
 
 MASKS = {
     "0/255": (np.array([[0, 255]], np.uint8), [[0, 1]]),
@@ -59,16 +61,56 @@ def test_a_piece_is_named_by_its_files_and_settings(tmp_path, monkeypatch):
     assert names != [piece.file.name for piece in plan(tasks, Preprocess(size_px=8), tmp_path)]
 
 
+class Odd(Exception):
+    """No error that anyone would list."""
+
+
+def failing(error):
+    def call(*positional, **named):
+        raise error
+
+    return call
+
+
 def test_whatever_a_decoder_raises_is_a_reason_but_a_broken_install_is_not(tmp_path, monkeypatch):
-    def fails(error):
-        def read(path):
-            raise error
-
-        monkeypatch.setattr("spcxr.data.pieces.read_study", read)
-        return prepare_one(Task(str(tmp_path), "a.dcm"), Preprocess())
-
-    with pytest.raises(Rejected, match=r"failed unexpectedly \(KeyError") as caught:
-        fails(KeyError("PatientName Smith"))
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
+    task = Task(str(tmp_path), "a.png", ("a.png",))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", failing(Odd("PatientName Smith")))
+    with pytest.raises(Rejected, match=r"damaged or cut short \(Pillow: Odd\)") as caught:
+        prepare_one(task, Preprocess())
     assert "Smith" not in str(caught.value)
+    with pytest.raises(Rejected, match=r"its mask cannot be read \(Pillow: Odd\)"):
+        read_mask(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", failing(ImportError("no libopenjp2.so")))
     with pytest.raises(ImportError):
-        fails(ImportError("libopenjp2.so: not found"))
+        prepare_one(task, Preprocess())
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "seen"),
+    [
+        ("pieces.read_study", TypeError("ours"), TypeError),
+        ("raster.is_coloured", TypeError("ours"), TypeError),
+        ("presets.resize", KeyError("ours"), KeyError),
+        ("presets.resize", MemoryError(), Rejected),
+        ("presets.resize", SpcxrError("a preset's word"), Rejected),
+    ],
+)
+def test_a_fault_of_ours_is_no_fault_of_the_file(tmp_path, monkeypatch, name, error, seen):
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / "a.png")
+    monkeypatch.setattr(f"spcxr.data.{name}", failing(error))
+    with pytest.raises(seen):
+        prepare_one(Task(str(tmp_path), "a.png"), Preprocess())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_turn_as_the_images_do(tmp_path, orientation):
+    pixels = np.zeros((6, 9), np.uint8)
+    pixels[:2, :3], pixels[0, 8] = 255, 99
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+        turned = read_study(tmp_path / name).pixels
+        np.testing.assert_array_equal(read_mask(tmp_path / name), turned == 255)
+        assert turned.shape == ((9, 6) if orientation > 4 else (6, 9))
