@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -266,32 +266,23 @@ def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings)
     measured = replace(test_set, rows=test_set.rows[masked])
     patients = measured.patients
     dice, iou = _overlaps(trained, measured, settings)
-    # several structures: an image's value is the mean over those it has
-    mean_dice, mean_iou = _mean_over_structures(dice), _mean_over_structures(iou)
-    some = ~np.isnan(mean_dice)
+    some = ~np.isnan(dice)
     if not some.any():
         raise SpcxrError(
             f"{test_set.store.path}: every mask of {test_set.name} is empty, and so is every "
             "prediction; check the masks"
         )
 
-    def summarise(chosen: Array, over: Array, overlap: Array) -> dict[str, Interval]:
+    def summarise(chosen: Array) -> dict[str, Interval]:
         return summarise_masks(
-            over[chosen],
-            overlap[chosen],
+            dice[chosen],
+            iou[chosen],
             patients[chosen],
             n=settings.n_bootstrap,
             seed=settings.seed,
         )
 
-    every = np.arange(len(patients))
-    by_structure = {
-        name: summarise(every, dice[:, k], iou[:, k])
-        for k, name in enumerate(trained.names)
-        if not np.isnan(dice[:, k]).all()
-    }
-    by_group = _by_group(measured, some, lambda rows: summarise(rows, mean_dice, mean_iou))
-    tables = [pages.comparison("By structure", by_structure)] if len(by_structure) > 1 else []
+    by_group = _by_group(measured, some, summarise)
     count = len(np.unique(patients))
     text = f"{len(patients)} images with a mask, of {count} patients."
     if nothing := int((~some).sum()):
@@ -300,49 +291,40 @@ def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings)
         test_set,
         len(patients),
         count,
-        summarise(every, mean_dice, mean_iou),
-        {"dice": lambda w: metrics.mean(mean_dice[some], w)},
-        patients[some],
-        {"by_structure": by_structure, "subgroups": by_group},
+        summarise(np.arange(len(patients))),
+        # Over every masked row, so that two models' rows are the same ones: the mean leaves out
+        # by weight what one of them has nothing to measure in.
+        {"dice": lambda w: metrics.mean(dice, w), "iou": lambda w: metrics.mean(iou, w)},
+        patients,
+        {"subgroups": by_group},
         Section(
             test_set.name,
             text=text,
-            tables=[*tables, *_group_tables(by_group)],
-            pictures=[_examples(trained, measured, mean_dice, settings)],
+            tables=_group_tables(by_group),
+            pictures=[_examples(trained, measured, dice, settings)],
         ),
         measured.rows,
-        _overlap_cells(trained.names, dice, iou),
+        _overlap_cells(trained.names[0], dice, iou),
     )
 
 
-def _overlap_cells(names: Sequence[str], dice: Array, iou: Array) -> list[dict[str, str]]:
+def _overlap_cells(name: str, dice: Array, iou: Array) -> list[dict[str, str]]:
     """The cells of ``predictions.csv``, one mapping an image."""
     return [
-        {f"dice {name}": _number(d) for name, d in zip(names, dices, strict=True)}
-        | {f"iou {name}": _number(i) for name, i in zip(names, ious, strict=True)}
-        for dices, ious in zip(dice, iou, strict=True)
+        {f"dice {name}": _number(d), f"iou {name}": _number(i)}
+        for d, i in zip(dice, iou, strict=True)
     ]
 
 
-def _mean_over_structures(values: Array) -> Array:
-    """``(n, K)`` -> ``(n,)``, NaN left out; NaN where all are."""
-    known = ~np.isnan(values)
-    count = known.sum(1)
-    total = np.where(known, values, 0.0).sum(1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
 def _overlaps(trained: TrainedModel, test_set: TestSet, settings: Settings) -> tuple[Array, Array]:
-    """Dice and IoU ``(n, K)`` of every image and structure; memory stays flat."""
+    """Dice and IoU ``(n,)`` of every image; memory stays flat."""
     dice, iou = [], []
     for chunk in _chunks(test_set):
         for batch, predicted in _masks(trained, test_set, chunk, settings):
             truth = test_set.store.masks(batch)
-            known = truth != NO_MASK
-            numbers = range(1, 1 + len(trained.names))
-            pairs = [(predicted == k, truth == k) for k in numbers]
-            dice.append(np.stack([metrics.dice(p, t, known) for p, t in pairs], axis=1))
-            iou.append(np.stack([metrics.iou(p, t, known) for p, t in pairs], axis=1))
+            pair = (predicted == 1, truth == 1, truth != NO_MASK)
+            dice.append(metrics.dice(*pair))
+            iou.append(metrics.iou(*pair))
     return np.concatenate(dice), np.concatenate(iou)
 
 
@@ -372,4 +354,4 @@ def _examples(trained: TrainedModel, test_set: TestSet, dice: Array, settings: S
         (name, float(dice[place]), image, picture)
         for (name, place), image, picture in zip(chosen, images, drawn, strict=True)
     ]
-    return pages.overlay_picture(examples, ", ".join(trained.names))
+    return pages.overlay_picture(examples, trained.names[0])

@@ -1,4 +1,4 @@
-"""Fine-tune an encoder and a UNETR decoder for masks (lungs, or whatever the masks show).
+"""Fine-tune an encoder and a UNETR decoder for lung masks.
 
 open the images -> find the rows with masks -> build -> fit -> export the best epoch -> test it.
 """
@@ -16,7 +16,7 @@ from monai.losses import DiceLoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spcxr.config import ConfigError, setting, to_dict
+from spcxr.config import setting, to_dict
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
@@ -37,21 +37,14 @@ from spcxr.train.run_folder import open_run
 Rows = NDArray[np.int64]
 Figures = NDArray[np.float64]
 MASKS_AT_ONCE = 64
+STRUCTURE = "lung"  # what the masks' class 1 shows
 
 
 @dataclass(frozen=True)
 class SegmentConfig(FinetuneConfig):
-    """Settings of `segment`: those of `FinetuneConfig`, and what the masks show."""
+    """Settings of `segment`: those of `FinetuneConfig`, and the decoder's size."""
 
-    structures: tuple[str, ...] = setting(
-        ("lung",), "names of the masks' classes 1, 2, ... in order"
-    )
     base_channels: int = setting(16, "channels of the decoder at full resolution", low=4)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.structures:
-            raise ConfigError("structures is empty; name what the masks show, as in lung")
 
     @property
     def usual_lr(self) -> float:
@@ -78,7 +71,7 @@ def run(config: SegmentConfig) -> Path:
         position = fit(course, task)
         block = {
             "kind": "segment",
-            "structures": list(config.structures),
+            "structures": [STRUCTURE],
             "base_channels": config.base_channels,
         }
         export(course, position, block, course.model.get_submodule("decoder"), task.score)
@@ -104,8 +97,8 @@ def choose_cohort(config: SegmentConfig, store: Store) -> Cohort:
     Raises
     ------
     SpcxrError
-        no masks, a split without any, a structure absent from the training or validation rows,
-        or class numbers without a name.
+        no masks, a split without any, training or validation masks that are all empty, or masks
+        of more than one structure.
     """
     if not store.has_masks:
         raise SpcxrError(
@@ -124,16 +117,14 @@ def choose_cohort(config: SegmentConfig, store: Store) -> Cohort:
     train = train[take_fraction(patients, one_stratum, config.label_fraction, config.seed)]
     for rows, where in ((train, "training"), (val, "validation"), (test, "test")):
         found = classes_in(store, rows)
-        if unnamed := [k for k in found if k > len(config.structures)]:
+        if unnamed := [k for k in found if k > 1]:
             raise SpcxrError(
-                f"{store.path}: masks of the {where} rows hold class {unnamed[0]}, and "
-                f"--structures names {len(config.structures)}; name all of them in order"
+                f"{store.path}: masks of the {where} rows hold class {unnamed[0]}; one structure "
+                "can be learned: give masks of 0 and 1 (255 = unknown)"
             )
-        absent = [n for k, n in enumerate(config.structures, start=1) if k not in found]
-        if absent and where != "test":
+        if not found and where != "test":
             raise SpcxrError(
-                f"{store.path}: no {absent[0]} in any mask of the {where} rows; check the masks, "
-                "or name other --structures"
+                f"{store.path}: no {STRUCTURE} in any mask of the {where} rows; check the masks"
             )
     return Cohort(train, val, test)
 
@@ -162,10 +153,10 @@ def classes_in(store: Store, rows: Rows) -> list[int]:
 
 
 def dice_and_ce(logits: Tensor, masks: Tensor) -> Tensor:
-    """Dice over the structures + cross-entropy over all pixels whose class is known.
+    """Dice of the structure + cross-entropy over all pixels whose class is known.
 
-    Dice is taken over the whole batch (nnU-Net's choice for 2-D), so that an image in which a
-    structure is absent does not count as a failure; the background has no Dice term.
+    Dice is taken over the whole batch (nnU-Net's choice for 2-D), so that an image in which
+    the structure is absent does not count as a failure; the background has no Dice term.
 
     Parameters
     ----------
@@ -200,7 +191,7 @@ def build(
     decoder = UNETRDecoder(
         width=start.encoder.width,
         patch_px=start.encoder.patch_px,
-        out_channels=1 + len(config.structures),
+        out_channels=2,
         channels=start.encoder.channels,
         base_channels=config.base_channels,
     )
@@ -217,7 +208,7 @@ def build(
         device=device,
         precision=pick_precision(config.precision, device),
     )
-    return course, Segmentation(course, cohort, config.structures)
+    return course, Segmentation(course, cohort)
 
 
 @dataclass(frozen=True)
@@ -226,13 +217,12 @@ class Segmentation:
 
     course: Course
     cohort: Cohort
-    structures: tuple[str, ...]
     score: str = "dice"
 
     @property
     def said(self) -> str:
         """What the masks show."""
-        return f"masks of {', '.join(self.structures)}"
+        return f"masks of {STRUCTURE}"
 
     def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
         """The masks go through the images' own warps."""
@@ -240,17 +230,14 @@ class Segmentation:
         return dice_and_ce(model(images), warp_masks(masks, warps, images.shape[-1]))
 
     def measure(self, model: nn.Module, rows: Rows) -> tuple[Figures, Figures]:
-        """Dice and IoU ``(n, K)`` of each image and structure, at the store's resolution."""
-        dice, iou = (np.full((len(rows), len(self.structures)), np.nan) for _ in range(2))
-        place = 0
+        """Dice and IoU ``(n,)`` of each image, at the store's resolution; NaN = both empty."""
+        dice, iou = [], []
         for batch, predicted in self.predict(model, rows):
             truth = self.course.start.store.masks(batch)
-            here = slice(place, place + len(batch))
-            for k in range(len(self.structures)):
-                pair = (predicted == k + 1, truth == k + 1, truth != IGNORE)
-                dice[here, k], iou[here, k] = metrics.dice(*pair), metrics.iou(*pair)
-            place += len(batch)
-        return dice, iou
+            pair = (predicted == 1, truth == 1, truth != IGNORE)
+            dice.append(metrics.dice(*pair))
+            iou.append(metrics.iou(*pair))
+        return np.concatenate(dice), np.concatenate(iou)
 
     def predict(self, model: nn.Module, rows: Rows) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
         """Batches of (rows, class numbers ``(b, S, S)``), from unchanged images."""
@@ -266,14 +253,9 @@ class Segmentation:
         )
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Mean Dice and IoU over images and structures, and Dice of each where there are more."""
+        """Mean Dice and IoU over the images."""
         dice, iou = self.measure(model, self.cohort.val)
-        figures = {"dice": float(metrics.mean(dice.ravel()))}
-        figures["iou"] = float(metrics.mean(iou.ravel()))
-        if len(self.structures) > 1:
-            for name, values in zip(self.structures, dice.T, strict=True):
-                figures[f"dice_{name}"] = float(metrics.mean(values))
-        return figures
+        return {"dice": float(metrics.mean(dice)), "iou": float(metrics.mean(iou))}
 
 
 def report(course: Course, task: Segmentation, position: Position) -> None:
@@ -281,20 +263,17 @@ def report(course: Course, task: Segmentation, position: Position) -> None:
     cohort, store = task.cohort, course.start.store
     rows = np.concatenate([cohort.val, cohort.test])
     dice, iou = task.measure(course.model, rows)
-    columns: dict[str, Figures] = {}
-    for k, name in enumerate(task.structures):
-        columns |= {f"dice_{name}": dice[:, k], f"iou_{name}": iou[:, k]}
+    columns = {f"dice_{STRUCTURE}": dice, f"iou_{STRUCTURE}": iou}
     write_predictions(course.folder / "predictions.csv", store, rows, columns)
     parts = {"validation": slice(0, len(cohort.val)), "test": slice(len(cohort.val), None)}
     summaries = {
         split: {
-            name: summarise_masks(
-                dice[part, k],
-                iou[part, k],
+            STRUCTURE: summarise_masks(
+                dice[part],
+                iou[part],
                 store.manifest.patients[rows[part]],
                 seed=course.config.seed,
             )
-            for k, name in enumerate(task.structures)
         }
         for split, part in parts.items()
         if len(rows[part])
@@ -313,10 +292,8 @@ def report(course: Course, task: Segmentation, position: Position) -> None:
 
 
 def picture(course: Course, task: Segmentation, rows: Rows, dice: Figures) -> Path | None:
-    """Best, median and worst image by mean Dice: the radiograph above, both outlines below."""
-    there = ~np.isnan(dice)
-    means = np.where(there, dice, 0).sum(1) / np.maximum(there.sum(1), 1)
-    chosen = best_median_worst(np.where(there.any(1), means, np.nan))
+    """Best, median and worst image by Dice: the radiograph above, both outlines below."""
+    chosen = best_median_worst(dice)
     if not chosen:
         return None
     picked = rows[[place for _, place in chosen]]
@@ -329,6 +306,6 @@ def picture(course: Course, task: Segmentation, rows: Rows, dice: Figures) -> Pa
     ]
     file = course.folder / "samples" / "overlays.png"
     file.parent.mkdir(exist_ok=True)
-    captions = [f"{name}: Dice {means[place]:.3f}" for name, place in chosen]
+    captions = [f"{name}: Dice {dice[place]:.3f}" for name, place in chosen]
     file.write_bytes(grid([list(images), outlined], captions))
     return file

@@ -14,6 +14,7 @@ from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
 from spcxr.data.store import Store, StoreWriter
 from spcxr.errors import SpcxrError
+from spcxr.evaluate.intervals import paired_bootstrap
 from spcxr.infer.predict import (
     Normalisation,
     load_trained,
@@ -27,13 +28,14 @@ from spcxr.models.heads import ClassificationHead
 from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import save_model_folder
 from spcxr.recipes.evaluate import EvaluateConfig, run
+from spcxr.recipes.measure import Settings, TestSet, measure
 
 CPU = torch.device("cpu")
 SIZE = 32
 NAMES = ("covid", "normal", "pneumonia")
 
 
-def make_store(out, *, count=60, prefix="p", size=SIZE, preset="minmax", **columns):
+def make_store(out, *, count=60, prefix="p", size=SIZE, preset="minmax", empty=(), **columns):
     """Noise images with a square in a quadrant; its mask; two images a patient; test and val."""
     rng = np.random.default_rng(0)
     preprocess = Preprocess(preset=preset, size_px=size)
@@ -45,6 +47,7 @@ def make_store(out, *, count=60, prefix="p", size=SIZE, preset="minmax", **colum
             half = size // 2
             mask[row * half : (row + 1) * half, column * half : (column + 1) * half] = 1
             image[mask == 1] += 120
+            mask[:] = 0 if i in empty else mask
             writer.add(image, mask)
         table = {
             "path": [f"{i}.png" for i in range(count)],
@@ -302,3 +305,26 @@ def test_the_class_of_the_largest_logit_is_drawn(work, winner):
         batch_size=4, device=CPU, precision="fp32",
     )  # fmt: skip
     assert (masks == winner).all()
+
+
+def test_two_models_are_paired_though_one_finds_nothing_where_there_is_nothing(work, tmp_path):
+    """Empty mask and empty prediction have no Dice; the rows are the same ones all the same."""
+    store = make_store(tmp_path / "store", empty=(0, 7))
+    test_set = TestSet("test", "here", store, store.manifest.rows("test"))
+    found = []
+    for winner in (0, 1):
+        trained = load_trained(work / "masks")
+        trained.model.decoder.out.bias.data = torch.eye(2)[winner] * 1000
+        found.append(measure(trained, test_set, Settings(64, CPU, "fp32", n_bootstrap=100)))
+    nothing, everything = found
+    assert (nothing.patients == everything.patients).all()
+    assert len(nothing.patients) == 40
+    gap = paired_bootstrap(
+        nothing.patients, everything.statistics["dice"], nothing.statistics["dice"], n=100, seed=0
+    )
+    # A quadrant of four is found by drawing all: Dice 2 * 1 / (1 + 4); 0 where there is nothing.
+    assert gap.value == pytest.approx(0.4 * 38 / 40)
+    ones = np.ones(40)
+    for result in found:
+        for name in ("dice", "iou"):
+            assert result.statistics[name](ones) == pytest.approx(result.overall[name].value)
