@@ -78,6 +78,16 @@ def test_without_a_compiler_the_package_is_pure_and_says_so(sdist, tmp_path):
     assert not [n for n in names if n.endswith(".so") or n.startswith(("kernels/", "tests/"))]
 
 
+def test_a_stale_library_in_the_source_folder_gets_into_no_wheel(sdist, tmp_path):
+    """An editable install leaves its own there."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    (source / "spcxr" / "_stale.so").write_bytes(b"of another torch")
+    made, _ = wheel_of(source, tmp_path, CXX="/no/such/compiler")
+    assert not [n for n in zipfile.ZipFile(made).namelist() if n.endswith(".so")]
+
+
 SERVES = """
 from spcxr.ops import dispatch
 import spcxr, spcxr.kernels
