@@ -220,9 +220,14 @@ def _write(file: Path, made: Made, preprocess: Preprocess) -> None:
         "rows": np.frombuffer(json.dumps(made.rows).encode(), np.uint8),
     }
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
-    os.replace(temporary, file)
+    try:
+        with temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+        os.replace(temporary, file)
+    except OSError as error:  # a full disk, say: the half-written file takes up its space
+        temporary.unlink(missing_ok=True)
+        error.filename = str(file)
+        raise
 
 
 def read_piece(file: Path) -> Made:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -35,7 +37,11 @@ class GrowingArray:
         np.lib.format.write_array_header_1_0(self._file, fields)
 
     def append(self, image: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(image).data)
+        try:
+            self._file.write(np.ascontiguousarray(image).data)
+        except OSError as error:
+            error.filename = str(self.path)  # which a write's own error does not say
+            raise
         self.rows += 1
 
     def fill(self, rows: int, value: int) -> None:
@@ -43,17 +49,25 @@ class GrowingArray:
         for _ in range(rows):
             self.append(row)
 
+    def abandon(self) -> None:
+        """Close a file that is not wanted any more; a full disk cannot make that fail."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
     def close(self) -> dict[str, Any]:
         """Finish the file; its name, size and hash."""
         body = self._file.tell()
         self._file.seek(0)
         self._header()
-        assert (
-            body - self._file.tell() == self.rows * int(np.prod(self.shape)) * self.dtype.itemsize
-        )
+        wanted = self._file.tell() + self.rows * math.prod(self.shape) * self.dtype.itemsize
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        if body != wanted:
+            raise SpcxrError(
+                f"{self.path}: {body} bytes written instead of {wanted}; free some space, and run "
+                "the same command again"
+            )
         return {"file": self.path.name, "bytes": body, "sha256": hash_file(self.path)}
 
 

@@ -196,8 +196,12 @@ class StoreWriter:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._close_shard()
-        if kind is not None and self.work.exists():
+        if kind is None:
+            self._close_shard()
+            return
+        for growing in filter(None, (self._images, self._masks)):
+            growing.abandon()
+        if self.work.exists():
             for file in [*self.work.glob("images-*.npy"), *self.work.glob("masks-*.npy")]:
                 file.unlink()
             if not any(self.work.iterdir()):

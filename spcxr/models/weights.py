@@ -130,7 +130,8 @@ def save_model_folder(
     Raises
     ------
     SpcxrError
-        the folder exists and is no model folder, or a head was given without a task.
+        the folder exists and is no model folder, a head was given without a task, or nothing can
+        be written there (a full disk, say).
     """
     folder = Path(folder)
     if (head is None) != (task is None):
@@ -145,13 +146,17 @@ def save_model_folder(
     }
     text = json.dumps(config, indent=2) + "\n"
     draft = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
-    draft.mkdir(parents=True)
     try:
+        draft.mkdir(parents=True)
         save_file(_plain(encoder), draft / "model.safetensors", metadata={"format": "pt"})
         if head is not None:
             save_file(_plain(head), draft / "head.safetensors", metadata={"format": "pt"})
         (draft / "config.json").write_text(text)
         _replace(draft, folder)
+    except (SafetensorError, OSError) as error:
+        raise SpcxrError(
+            f"{folder}: the model cannot be written ({error}); free some space or check the folder"
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder

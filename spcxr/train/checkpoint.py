@@ -15,12 +15,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -60,9 +62,43 @@ def save_checkpoint(
     """Write one checkpoint folder. ``folder`` appears when everything in it is on disk.
 
     An older folder of that name is replaced (the run came back to this step after a resume).
+
+    Raises
+    ------
+    SpcxrError
+        it cannot be written (a full disk, say); nothing half-written is left.
     """
     draft = folder.with_name(f"{DRAFT}{folder.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
+    with _written(folder, draft):
+        _write(draft, position, model, optimizer, ema)
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)
+        sync(folder.parent)
+    return folder
+
+
+@contextmanager
+def _written(folder: Path, draft: Path) -> Iterator[None]:
+    """Around all writing: what fails is one line, and the draft goes, for it takes up space."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise SpcxrError(
+            f"{folder}: the checkpoint cannot be written ({error}); free some space or check the "
+            "folder, then give the same command: it goes on from the last checkpoint"
+        ) from error
+
+
+def _write(
+    draft: Path,
+    position: Position,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: nn.Module | None,
+) -> None:
     draft.mkdir(parents=True)
     states = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
     if ema is not None:
@@ -82,11 +118,6 @@ def save_checkpoint(
     (draft / "checkpoint.json").write_text(json.dumps(block, indent=1) + "\n")
     for path in (*draft.iterdir(), draft):
         sync(path)
-    if folder.exists():
-        shutil.rmtree(folder)
-    draft.rename(folder)
-    sync(folder.parent)
-    return folder
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -4,12 +4,14 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
+from spcxr.data.shards import GrowingArray
 from spcxr.data.store import OPEN_SHARDS, Store, StoreWriter
 from spcxr.errors import SpcxrError
 
@@ -208,3 +210,20 @@ def test_the_writer_refuses_what_does_not_fit(tmp_path):
         with pytest.raises(ValueError, match="2 manifest rows for 1 images"):
             writer.finish(manifest_of(2))
         writer.finish(manifest_of(1))
+
+
+def test_a_full_disk_is_an_oserror_that_names_the_file_even_on_leaving(tmp_path, monkeypatch):
+    """``/dev/full`` refuses every byte, as a full disk does; no second fault hides that."""
+    monkeypatch.setattr(StoreWriter, "_file", lambda self, kind: Path("/dev/full"))
+    writer = StoreWriter(tmp_path / "s", Preprocess(size_px=256))
+    with pytest.raises(OSError, match=r"No space left.*'/dev/full'"), writer:
+        writer.add(np.zeros((256, 256), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_short_write_is_refused_without_an_assert(tmp_path):
+    growing = GrowingArray(tmp_path / "a.npy", (4, 4), np.dtype(np.uint8))
+    growing.append(np.zeros((4, 4), np.uint8))
+    growing.rows += 1
+    with pytest.raises(SpcxrError, match=r"a.npy: 144 bytes written instead of 160; free some"):
+        growing.close()

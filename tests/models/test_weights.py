@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import spcxr
@@ -227,3 +228,17 @@ def test_refuses_weights_that_are_not_the_configs(tmp_path):
     save_file(tiny(channels=3).state_dict(), folder / "model.safetensors")
     with pytest.raises(SpcxrError, match=r"weights are not those of config.json.*3 -> 1"):
         load_model_folder(folder)
+
+
+def test_a_full_disk_is_one_line_and_the_earlier_model_stays(tmp_path, monkeypatch):
+    folder = save(tmp_path / "model", tiny())
+
+    def full(state, file, metadata):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("spcxr.models.weights.save_file", full)
+    with pytest.raises(SpcxrError, match=r"model: .*No space left.*free some space"):
+        save(folder, tiny(seed=1))
+    monkeypatch.undo()
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    assert load_model_folder(folder).config["provenance"]["epochs"] == 3

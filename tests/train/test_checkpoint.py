@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from spcxr.errors import SpcxrError
@@ -166,7 +167,7 @@ def test_dying_while_writing_leaves_the_last_one(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("spcxr.train.checkpoint.save_file", die)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(SpcxrError, match="No space left"):
             checkpoints.save(Position(step=2), model=model, optimizer=optimizer)
     assert checkpoints.load(model=model).step == 1
     checkpoints.save(Position(step=2), model=model, optimizer=optimizer)
@@ -179,3 +180,18 @@ def test_a_link_to_nowhere_is_no_fresh_start(tmp_path):
     shutil.rmtree(checkpoints.save(Position(step=1), model=model, optimizer=optimizer))
     with pytest.raises(SpcxrError, match="no checkpoint"):
         checkpoints.load(model=model)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(saved, tmp_path, monkeypatch):
+    _, model, optimizer = saved
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(state, file):
+        file.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("spcxr.train.checkpoint.save_file", full)
+    with pytest.raises(SpcxrError, match=r"step-4: .*No space left.*free some space") as caught:
+        save_checkpoint(tmp_path / "step-4", Position(step=4), model=model, optimizer=optimizer)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
