@@ -34,7 +34,7 @@ prepare seg-children "$out/manifests/seg-children.csv"
   --epochs "${EPOCHS:-8}" --batch-size 32 --base-lr 8e-3 --sample-every 4
 
 for start in pretrained scratch; do
-  if [ $start = pretrained ]; then init="--init $out/pretrain"; else init="--init scratch --model vit_tiny"; fi
+  if [ $start = pretrained ]; then init="--init $out/pretrain --layer-decay 0.8"; else init="--init scratch --model vit_tiny"; fi
   "$bin" classify --data "$out/cls" $init --out "$out/classify-$start" $small --epochs 6 --batch-size 16 --base-lr 5e-4
   "$bin" segment --data "$out/seg-children" $init --out "$out/segment-$start" $small --epochs 15 --batch-size 16 \
     --label-fraction 0.25 --base-channels 8
