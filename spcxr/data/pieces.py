@@ -19,7 +19,7 @@ from PIL import Image
 
 from spcxr.data.presets import Preprocess
 from spcxr.data.raster import load_upright
-from spcxr.data.study import Rejected, Study, decoding, read_study
+from spcxr.data.study import Rejected, Study, decoding, read_study, refuse_irregular
 from spcxr.errors import SpcxrError
 
 FILES_PER_PIECE = 16  # at most: a crash or a kill loses the work on so many
@@ -195,6 +195,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     Rejected
         The file cannot be read, or holds values that are neither (a map of several labels).
     """
+    refuse_irregular(Path(path))
     with warnings.catch_warnings(), decoding(path, "Pillow", "its mask cannot be read"):
         warnings.simplefilter("ignore")  # of size and odd EXIF, as in `raster`
         with Path(path).open("rb") as file, Image.open(file) as picture:

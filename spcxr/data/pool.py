@@ -1,11 +1,13 @@
 """Pieces over worker processes: bounded, interruptible, and a file that kills its reader is found.
 
 Workers are spawned (fork is unsafe beside threads), ignore Ctrl-C (the parent decides), stop
-between two files when told to, and leave when the parent is gone.
+between two files when told to (or are ended, when one file holds them up), and leave when the
+parent is gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -13,10 +15,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, parent_process
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -27,6 +31,7 @@ from spcxr.errors import SpcxrError
 CRASHED = "the process that read it died (a decoder's crash, or out of memory)"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEPT_BYTES = 256 * 2**20
+GRACE_S = 5.0  # for the file that a worker is reading when all are told to stop
 QUEUED_PER_WORKER = 3  # enough that no worker waits, few enough that memory stays flat
 
 
@@ -64,6 +69,7 @@ def _in_parallel(
     stop = context.Event()
     waiting = iter(todo)
     running: dict[Future[None], Piece] = {}
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, context, _start_worker, (stop,)) as pool:
         try:
             while True:
@@ -83,8 +89,21 @@ def _in_parallel(
             return [piece for piece in lost if _crumb(piece).is_file()] or lost
         except BaseException:
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            _end(running, set(multiprocessing.active_children()) - others)
             raise
+
+
+def _end(running: Iterable[Future[None]], workers: Iterable[BaseProcess]) -> None:
+    """Give the files under way some seconds, then end the workers (a second Ctrl-C: at once)."""
+    deadline = time.monotonic() + GRACE_S
+    try:
+        for future in running:
+            with contextlib.suppress(CancelledError, TimeoutError):
+                future.exception(max(0.0, deadline - time.monotonic()))
+    finally:
+        for worker in workers:
+            worker.terminate()
 
 
 _stop: Event | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,9 +143,20 @@ def read_study(path: str | Path, max_pixels: int = MAX_PIXELS) -> Study:
     raise Rejected(path, "it is no DICOM, PNG, JPEG, TIFF or WebP file")
 
 
-def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
+def refuse_irregular(path: Path) -> None:
+    """Refuse a folder, pipe, socket or device: to open a pipe waits for a writer, for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # opening it says why
+    if stat.S_ISDIR(mode):
         raise Rejected(path, "it is a folder, not an image")
+    if not stat.S_ISREG(mode):
+        raise Rejected(path, "it is a pipe, socket or device, not an image file")
+
+
+def _first_bytes(path: Path) -> bytes:
+    refuse_irregular(path)
     try:
         with path.open("rb") as file:
             head = file.read(132)

@@ -1,11 +1,13 @@
 """Choosing the reader by content, and what every reader refuses."""
 
+import os
 import pickle
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from spcxr.data.pieces import read_mask
 from spcxr.data.study import Rejected, Study, range_notes, read_study
 
 RAMP = np.add.outer(np.arange(40), np.arange(50)).astype(np.uint8)
@@ -76,3 +78,11 @@ def test_a_study_is_grey_and_unsigned():
             Study(pixels, bits=8)
     with pytest.raises(ValueError, match="do not fit"):
         Study(RAMP, bits=12)
+
+
+def test_a_pipe_is_rejected_unopened(tmp_path):
+    """Opening one would wait for a writer that never comes."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for read in (read_study, read_mask):
+        with pytest.raises(Rejected, match="it is a pipe, socket or device, not an image file"):
+            read(tmp_path / "pipe.png")

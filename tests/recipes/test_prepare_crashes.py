@@ -33,13 +33,14 @@ def settings(source, out):
     return PrepareConfig(sources=(str(source),), out=str(out), size_px=SIZE, workers=0)
 
 
-def script(folder, source):
+def script(folder, source, grace_s=5.0):
     """A program that prepares with two workers, in pieces of several files."""
     code = (
-        "from spcxr.data import pieces\n"
+        "from spcxr.data import pieces, pool\n"
         "from spcxr.recipes.prepare import *\n"
         "if __name__ == '__main__':\n"
         "    pieces.PIECES = 1\n"
+        f"    pool.GRACE_S = {grace_s}\n"
         f"    run(PrepareConfig(sources=({str(source)!r},), out={str(folder / 's')!r},"
         f" size_px={SIZE}, workers=2))"
     )
@@ -82,26 +83,51 @@ def test_killed_outright_it_goes_on_too(many, tmp_path):
     assert len(store) == 400
 
 
-def test_a_file_that_kills_its_reader_is_rejected_and_the_run_goes_on(many, tmp_path):
-    """A decoder's segmentation fault, played by a sitecustomize that workers import."""
-    plant = tmp_path / "plant"
-    plant.mkdir()
-    (plant / "sitecustomize.py").write_text(
-        "import os\n"
+def planted(folder, deed):
+    """An environment whose Pythons do ``deed`` when Pillow is to open ``020.png``."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, time, pathlib\n"
         "from PIL import Image\n"
         "opened = Image.open\n"
         "def deadly(file, *rest, **named):\n"
         "    name = getattr(file, 'name', file)\n"
         "    if str(name).endswith('020.png'):\n"
-        "        os.abort()\n"
+        f"        {deed}\n"
         "    return opened(file, *rest, **named)\n"
         "Image.open = deadly\n"
     )
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def test_ctrl_c_ends_a_worker_that_a_file_holds_up(many, tmp_path):
+    stuck = tmp_path / "stuck"
+    deed = f"pathlib.Path({str(stuck)!r}).touch(); time.sleep(600)"
+    job = subprocess.Popen(
+        [sys.executable, script(tmp_path, many, grace_s=0.5)],
+        env=planted(tmp_path / "plant", deed),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not stuck.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=60)
+    assert "of 37 images read; the same command goes on from there" in said.splitlines()[-1]
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.02)  # one of them is Python's resource tracker, which leaves a little later
+    assert not any(map(alive, workers))
+
+
+def test_a_file_that_kills_its_reader_is_rejected_and_the_run_goes_on(many, tmp_path):
+    """A decoder's segmentation fault, played by a sitecustomize that workers import."""
     job = script(tmp_path, many)
-    path = os.pathsep.join([str(plant), *filter(None, [os.environ.get("PYTHONPATH")])])
     subprocess.run(
         [sys.executable, job],
-        env={**os.environ, "PYTHONPATH": path},
+        env=planted(tmp_path / "plant", "os.abort()"),
         check=True,
         timeout=120,
         capture_output=True,
