@@ -56,7 +56,21 @@ class Config:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
+            _refuse_empty(f, getattr(self, f.name))
             _check(f, getattr(self, f.name))
+
+
+def _refuse_empty(f: dataclasses.Field[Any], value: Any) -> None:
+    """Refuse a blank text where one is needed, or where None would have stood for none.
+
+    A blank path would be the current folder: what ``--out "$UNSET"`` in a script would fill.
+    """
+    values = value if isinstance(value, tuple) else (value,)
+    blank = any(isinstance(v, str) and not v.strip() for v in values)
+    if blank and (f.default is MISSING or f.default is None):
+        remedy = "leave it out" if f.default is None else "give one, or check the script's variable"
+        name = f.name if isinstance(value, tuple) else f"--{f.name.replace('_', '-')}"
+        raise ConfigError(f"{name} is empty; {remedy}")
 
 
 def _check(f: dataclasses.Field[Any], value: Any) -> None:
@@ -71,7 +85,18 @@ def _check(f: dataclasses.Field[Any], value: Any) -> None:
         if isinstance(v, float) and not math.isfinite(v):
             raise ConfigError(f"{f.name} is {v}; give a finite number")
         if (low is not None and v < low) or (high is not None and v > high):
-            raise ConfigError(f"{f.name} is {v}; it must lie in [{low}, {high}]")
+            raise ConfigError(f"{f.name} is {v}; it must {_span(low, high)}")
+
+
+def _span(low: float | None, high: float | None) -> str:
+    """A range in words.
+
+    >>> _span(100, None), _span(None, 1), _span(0, 1)
+    ('be at least 100', 'be at most 1', 'lie in [0, 1]')
+    """
+    if high is None:
+        return f"be at least {low}"
+    return f"be at most {high}" if low is None else f"lie in [{low}, {high}]"
 
 
 def hints(cls: type[Config]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from spcxr import config as configs
-from spcxr.errors import SpcxrError
+from spcxr.errors import Interrupted, SpcxrError
 
 
 def recipe_options(
@@ -75,7 +75,7 @@ def _shown(value: Any) -> str:
 
 
 def with_exit_code(work: Callable[[], None], debug: bool) -> None:
-    """Run ``work``; an `SpcxrError` becomes one line on stderr and its exit code."""
+    """Run ``work``; an `SpcxrError`, or Ctrl-C, becomes one line on stderr and its exit code."""
     try:
         work()
     except SpcxrError as error:
@@ -83,6 +83,12 @@ def with_exit_code(work: Callable[[], None], debug: bool) -> None:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        if debug:
+            traceback.print_exc()
+        said = "stopped; the same command goes on from what is saved, or starts again"
+        click.echo(f"error: {said}", err=True)
+        raise SystemExit(Interrupted.exit_code) from error
     except OSError as error:
         # A place that cannot be used: no permission, read-only, full, not a folder, vanished.
         if debug:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 import click
+import pytest
 from click.testing import CliRunner
 
 from spcxr.cli import train, use
 from spcxr.cli.options import recipe_options
-from spcxr.config import Config, setting
+from spcxr.config import Config, ConfigError, setting
 from spcxr.errors import NothingDone, SpcxrError
+from spcxr.recipes.prepare import PrepareConfig
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Cook(Config):
     crack: bool = setting(True, "crack them")
     span: tuple[float, float] = setting((0.5, 1.0), "a pair")
     style: str = setting("fried", "how", choices=("fried", "boiled"))
+    from_recipe: str | None = setting(None, "whose")
 
 
 def cook(arguments, raises=None):
@@ -76,6 +79,34 @@ def test_numbers_keep_their_digits_and_must_be_finite():
     result, _ = cook(["--out", "x", "--span", "nan,1"])
     assert result.exit_code == 2
     assert "finite" in result.output
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130():
+    result, _ = cook(["--out", "x"], raises=KeyboardInterrupt())
+    assert result.exit_code == 130
+    assert result.output.startswith("error: stopped; the same command ")
+    assert result.output.count("\n") == 1
+
+
+def test_a_blank_path_is_refused():
+    """It would be the current folder."""
+    for flags, name in ((["--out", ""], "out"), (["--out", " "], "out")):
+        result, _ = cook(flags)
+        assert result.exit_code == 2
+        assert result.output.startswith(f"error: --{name} is empty; ")
+    result, _ = cook(["--out", "x", "--from-recipe", ""])
+    assert result.output == "error: --from-recipe is empty; leave it out\n"
+
+
+def test_a_blank_among_several_paths_is_refused():
+    for sources in (("",), ("a", " ")):
+        with pytest.raises(ConfigError, match=r"^sources is empty; give one"):
+            PrepareConfig(sources=sources, out="s")
+
+
+def test_a_range_is_said_in_words():
+    result, _ = cook(["--out", "x", "--egg-count", "0"])
+    assert result.output == "error: egg_count is 0; it must be at least 1\n"
 
 
 def test_debug_shows_the_traceback():
