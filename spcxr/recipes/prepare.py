@@ -295,6 +295,11 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 def _join(config: PrepareConfig, out: Path) -> Path:
     """Sources that are stores -> one store; parts of a shard in order, with their own settings."""
     stores = [Store.open(source) for source in config.sources]
+    seen: dict[str, Path] = {}
+    for store in stores:
+        twin = seen.setdefault(store.facts["content_hash"], store.path)
+        if twin is not store.path:
+            raise SpcxrError(f"{store.path}: the same images as {twin}; give each store once")
     requests = [store.facts.get("request", {}) for store in stores]
     shards = [str(made.get("shard") or "") for made in requests]
     ratios, seed = config.split_ratios, config.seed

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import time
 
@@ -153,6 +154,16 @@ def test_a_folder_without_labels_is_all_for_training_unless_told_otherwise(tmp_p
     assert "give --split-ratios to hold some out" in capsys.readouterr().err
     told = Store.open(run(config(source, tmp_path / "t", split_ratios=(0.5, 0.25, 0.25))))
     assert set(told.manifest.splits) == {"train", "val", "test"}
+
+
+def test_a_store_is_not_joined_with_itself_or_a_copy(many, tmp_path):
+    """Every image would count twice."""
+    store = run(config(many, tmp_path / "a"))
+    shutil.copytree(store, tmp_path / "b")
+    for twin in (store, tmp_path / "b"):
+        with pytest.raises(SpcxrError, match=r"the same images as .*a; give each store once"):
+            run(config([store, twin], tmp_path / "s"))
+    assert not list(tmp_path.glob("s*"))
 
 
 def test_joined_stores_must_be_alike(many, tmp_path):
