@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spcxr.data.labels import almost_labels, parse_labels
 from spcxr.data.splits import RATIOS, fill_splits, refuse_leaks
 from spcxr.data.tables import Columns, read_table, years
 from spcxr.errors import SpcxrError
@@ -32,8 +33,6 @@ ADDED = {
     "box_width": pa.int32(),
     "reader_notes": pa.string(),
 }
-LABEL_VALUES = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "": None}
-MOST_CLASSES = 200  # more distinct values than this in `label` is free text, not classes
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,9 @@ class Manifest:
         for key in TEXT_COLUMNS:
             text.setdefault(key, [""] * rows)
         _check_paths(text, Path(root), name)
-        parsed = _parse_labels(text, tuple(labels), name)
+        parsed = parse_labels(text, RESERVED, tuple(labels), name)
+        if not labels:
+            notes += almost_labels(text, {*RESERVED, "label", *parsed}, name)
         arrays: dict[str, pa.Array] = {}
         for key, cells in text.items():
             arrays[key] = pa.array(cells, pa.string())
@@ -324,61 +325,3 @@ class Inside:
         if not full.startswith(self.root.rstrip(os.sep) + os.sep):
             full = real  # reached through another name of the root
         return os.path.relpath(full, self.root).replace(os.sep, "/")
-
-
-def _parse_labels(text: Columns, wanted: tuple[str, ...], name: str) -> dict[str, list[int | None]]:
-    """Label columns by name: those wanted, or those that can be nothing else."""
-    classes = _classes(text["label"]) if "label" in text else {}
-    if wanted:
-        chosen = [c for w in wanted for c in (classes if w == "label" and classes else [w])]
-    else:
-        plain = [c for c in text if c not in {*RESERVED, "label"} and _all_labels(text[c])]
-        if "label" in text and not classes and _all_labels(text["label"]):
-            plain.append("label")
-        if len(classes) > MOST_CLASSES:
-            raise SpcxrError(
-                f"{name}: column 'label' holds {len(classes)} different values; "
-                "name the label columns with --labels, or rename it"
-            )
-        chosen = [*plain, *classes]
-    made: dict[str, list[int | None]] = {}
-    for column in chosen:
-        if column in text and column in classes and not wanted:
-            raise SpcxrError(
-                f"{name}: {column!r} is both a column and a value of 'label'; "
-                "name the label columns with --labels, or rename one"
-            )
-        if column in text and column not in RESERVED:
-            made[column] = _label_cells(text[column], column, name)
-        elif column in classes:
-            made[column] = classes[column]
-        else:
-            found = ", ".join([*(c for c in text if c not in RESERVED), *classes]) or "none"
-            raise SpcxrError(f"{name}: no label column {column!r}; columns that could be: {found}")
-    return made
-
-
-def _all_labels(cells: list[str]) -> bool:
-    """Whether the cells are labels and not all blank."""
-    return any(cells) and set(cells) <= LABEL_VALUES.keys()
-
-
-def _classes(cells: list[str]) -> dict[str, list[int | None]]:
-    """One column per distinct value of a text column; a blank cell is unknown in all of them."""
-    if set(cells) <= LABEL_VALUES.keys():
-        return {}
-    parts = [[p.strip() for p in cell.split("|") if p.strip()] for cell in cells]
-    values = sorted({value for row in parts for value in row})
-    if len(values) > MOST_CLASSES:
-        return {value: [] for value in values}  # refused by the caller before anyone reads them
-    return {v: [int(v in row) if row else None for row in parts] for v in values}
-
-
-def _label_cells(cells: list[str], column: str, name: str) -> list[int | None]:
-    for number, cell in enumerate(cells, start=2):
-        if cell not in LABEL_VALUES:
-            raise SpcxrError(
-                f"{name}: row {number}, column {column!r} holds {cell!r}; "
-                "a label is 1, 0, -1 (uncertain) or blank (unknown)"
-            )
-    return [LABEL_VALUES[cell] for cell in cells]

@@ -250,3 +250,18 @@ def test_the_real_manifests(shared_data):
     nih = {name for name in multi.labels if name[0].isupper()}
     assert len(nih) == 14
     assert multi.label_matrix(["Hernia"]).mean() < 0.1
+
+
+def test_a_column_that_is_almost_a_label_is_noted(tmp_path):
+    """One typing error among labels is said; free text, measures and named labels are not."""
+    rows = [f"{i}.png,{i % 2},{i % 7},{'some text' if i % 5 else '1'}" for i in range(20)]
+    rows[13] = "13.png,O,1,x"
+    file = written(tmp_path, "path,covid,count,note\n" + "\n".join(rows))
+    manifest = Manifest.read(file)
+    assert manifest.labels == ()
+    assert manifest.notes == (
+        f"{file}: column 'covid' is not taken as a label: row 15 holds 'O' "
+        "(19 of 20 cells are 1, 0 or -1); mend its cells if it is one",
+    )
+    with pytest.raises(SpcxrError, match="row 15, column 'covid' holds 'O'"):
+        Manifest.read(file, labels=("covid",))
