@@ -92,6 +92,10 @@ class Manifest:
     ) -> Manifest:
         """Build from columns of text; the same checks as `read` (but no check for leaks)."""
         text = {key: list(map(str, cells)) for key, cells in columns.items()}
+        if any(cell != cell.lower() for cell in text.get("split", ())):
+            # Else `Test` and `test` would be two splits, and a flag would find one of them.
+            text["split"] = [cell.lower() for cell in text["split"]]
+            notes += (f"{name}: names of splits are read in lower case",)
         if "path" not in text:
             found = ", ".join(text) or "nothing"
             raise SpcxrError(f"{name}: no column 'path'; rename one of its columns: {found}")
@@ -143,14 +147,16 @@ class Manifest:
         return [patient or f"file:{path}" for patient, path in pairs]
 
     def rows(self, splits: str | Sequence[str]) -> np.ndarray:
-        """``(m,)`` int64: the rows of these splits, in order.
+        """``(m,)`` int64: the rows of these splits, in order; upper and lower case are one.
 
         >>> m = Manifest.from_columns({"path": ["a", "b"], "split": ["train", "val"]}, root=".")
         >>> m.rows("val"), m.rows(["train", "val"])
         (array([1]), array([0, 1]))
         """
-        wanted = {splits} if isinstance(splits, str) else set(splits)
-        return np.flatnonzero([split in wanted for split in self.column("split")]).astype(np.int64)
+        names = (splits,) if isinstance(splits, str) else splits
+        wanted = {name.lower() for name in names}
+        inside = [split.lower() in wanted for split in self.column("split")]
+        return np.flatnonzero(inside).astype(np.int64)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -289,6 +295,11 @@ def _check_paths(text: Columns, root: Path, name: str) -> None:
             raise SpcxrError(f"{name}: row {number} has no path; fill it or drop the row")
         for key in ("path", "mask_path"):
             parts = split_paths(text[key][index]) if key == "mask_path" else [text[key][index]]
+            if any("\\" in part and not Path(root, part).exists() for part in parts):
+                raise SpcxrError(
+                    f"{name}: row {number}, column {key!r}: {text[key][index]} has backslashes, as "
+                    "Windows writes paths; write them with / and relative to the root"
+                )
             made = [inside.relative(part) for part in parts]
             if None in made:
                 raise SpcxrError(

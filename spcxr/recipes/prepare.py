@@ -28,7 +28,7 @@ from spcxr.data.presets import PRESET_VERSIONS, Preprocess
 from spcxr.data.shards import refuse_occupied, write_durably
 from spcxr.data.sources import SOURCES, index
 from spcxr.data.store import Store, StoreWriter
-from spcxr.errors import Interrupted, SpcxrError
+from spcxr.errors import Interrupted, NothingDone, SpcxrError
 
 OURS = {"work.json", "lock", "pieces", "store"}  # in OUT.partial
 NOT_PART_OF_THE_RESULT = {"workers", "overwrite", "out"}
@@ -189,7 +189,8 @@ def _fingerprint(pieces: list[Piece], manifest: Manifest) -> str:
 def _workplace(out: Path, request: dict[str, Any], overwrite: bool) -> Iterator[None]:
     """``OUT.partial``: made, or taken up again when it was begun with the same settings.
 
-    It is removed at the end, and kept when an error or a signal ends the work.
+    It is removed at the end, and kept when an error or a signal ends the work. Where every file was
+    rejected only ``rejected.csv`` is worth keeping: the next prepare may have other settings.
     """
     refuse_occupied(out, overwrite)
     work = partial_folder(out)
@@ -217,7 +218,12 @@ def _workplace(out: Path, request: dict[str, Any], overwrite: bool) -> Iterator[
             )
         write_durably(note, json.dumps(request))
         shutil.rmtree(work / "store", ignore_errors=True)
-        yield
+        try:
+            yield
+        except NothingDone:
+            note.unlink()
+            shutil.rmtree(work / "pieces")
+            raise
         shutil.rmtree(work)
 
 

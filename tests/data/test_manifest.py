@@ -265,3 +265,23 @@ def test_a_column_that_is_almost_a_label_is_noted(tmp_path):
     )
     with pytest.raises(SpcxrError, match="row 15, column 'covid' holds 'O'"):
         Manifest.read(file, labels=("covid",))
+
+
+def test_names_of_splits_are_read_in_lower_case(tmp_path):
+    file = written(tmp_path, "path,split\na,Train\nb,test\nc,TEST\nd,\n")
+    manifest = Manifest.read(file)
+    assert manifest.column("split") == ["train", "test", "test", ""]
+    assert manifest.notes == (f"{file}: names of splits are read in lower case",)
+    assert manifest.rows("Test").tolist() == [1, 2]
+    assert Manifest.read(written(tmp_path, "path,split\na,test\n")).notes == ()
+
+
+def test_backslashes_in_paths_are_refused_unless_a_file_is_called_so(tmp_path):
+    for text, column in (
+        ("path\na\\b.png\n", "path"),
+        ("path,mask_path\na,m\\a.png\n", "mask_path"),
+    ):
+        with pytest.raises(SpcxrError, match=f"row 2, column '{column}': .* has backslashes"):
+            Manifest.read(written(tmp_path, text))
+    (tmp_path / "a\\b.png").touch()
+    assert Manifest.read(written(tmp_path, "path\na\\b.png\n")).column("path") == ["a\\b.png"]

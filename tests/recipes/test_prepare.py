@@ -311,8 +311,12 @@ def test_all_rejected_is_exit_code_1_and_is_tried_anew(tmp_path):
         run(config(source, tmp_path / "s"))
     assert caught.value.exit_code == 1
     assert not (tmp_path / "s").exists()
+    partial = tmp_path / "s.partial"
+    assert {file.name for file in partial.rglob("*")} == {"lock", "store", "rejected.csv"}
     picture(source / "a.png", 1)
-    assert len(Store.open(run(config(source, tmp_path / "s")))) == 1
+    # Other settings are welcome: there is nothing to go on from.
+    assert len(Store.open(run(config(source, tmp_path / "s", size_px=32)))) == 1
+    assert not partial.exists()
 
 
 def test_a_patient_of_the_headers_in_two_splits_is_refused(tmp_path):
