@@ -265,7 +265,7 @@ def rows_of(store: Store, splits: tuple[str, ...], flag: str) -> Rows:
         no row in one of them.
     """
     found = store.manifest.splits
-    if missing := [s for s in splits if s not in found]:
+    if missing := [s for s in splits if not len(store.manifest.rows(s))]:
         raise SpcxrError(
             f"{store.path}: no row in split {missing[0]!r}; it has {', '.join(found) or 'none'}: "
             f"choose with {flag}"

@@ -125,7 +125,7 @@ def choose_rows(config: PretrainConfig, store: Store) -> tuple[Rows, Rows]:
     """Rows to learn from, and rows of val* to watch the loss on (at most `MOST_VALIDATED`)."""
     found = store.manifest.splits
     wanted = config.splits or tuple(s for s in found if is_training(s))
-    if missing := [s for s in wanted if s not in found]:
+    if missing := [s for s in wanted if not len(store.manifest.rows(s))]:
         raise SpcxrError(f"{store.path}: no split {missing[0]!r}; it has: {', '.join(found)}")
     rows = store.manifest.rows(wanted)
     if len(rows) == 0:
@@ -133,7 +133,8 @@ def choose_rows(config: PretrainConfig, store: Store) -> tuple[Rows, Rows]:
             f"{store.path}: no rows to learn from outside {', '.join(found) or 'any split'}; "
             "name the --splits to use"
         )
-    watched = tuple(s for s in found if s.startswith("val") and s not in wanted)
+    learned = {s.lower() for s in wanted}  # Train and train are one split
+    watched = tuple(s for s in found if s.lower().startswith("val") and s.lower() not in learned)
     held_out = store.manifest.rows(watched)
     if len(held_out) > MOST_VALIDATED:
         held_out = held_out[np.linspace(0, len(held_out) - 1, MOST_VALIDATED).astype(np.int64)]

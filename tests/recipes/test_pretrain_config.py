@@ -3,6 +3,9 @@
 import pytest
 
 from spcxr.config import ConfigError
+from spcxr.errors import SpcxrError
+from spcxr.recipes.finetune import rows_of
+from spcxr.recipes.pretrain import choose_rows
 from spcxr.recipes.pretrain_config import PretrainConfig
 
 
@@ -21,3 +24,15 @@ from spcxr.recipes.pretrain_config import PretrainConfig
 def test_settings_that_cannot_be(changes, said):
     with pytest.raises(ConfigError, match=said):
         PretrainConfig(**{"data": "s", "out": "a", "epochs": 3, "patch_px": 8, **changes})
+
+
+def test_splits_are_found_in_any_case(make_store):
+    """As the manifest's author wrote them: prepare reads names of splits in lower case."""
+    store = make_store(splits=["Train", "Val"] * 32)
+    rows, watched = choose_rows(PretrainConfig(data="s", out="a", splits=("Train",)), store)
+    assert len(rows) == len(watched) == 32
+    rows, watched = choose_rows(PretrainConfig(data="s", out="a", splits=("Train", "VAL")), store)
+    assert (len(rows), len(watched)) == (64, 0)
+    assert len(rows_of(store, ("VAL",), "--val-splits")) == 32
+    with pytest.raises(SpcxrError, match="no row in split 'valid'; it has train, val"):
+        rows_of(store, ("valid",), "--val-splits")
