@@ -38,14 +38,14 @@ class DemoConfig(Config):
     """Settings of `run`. The defaults take minutes on two cores; the page says how many."""
 
     out: str = setting(help="folder to write")
-    phantom_count: int = setting(900, "chests to draw", low=60)
+    phantom_count: int = setting(720, "chests to draw", low=60)
     drawn_px: int = setting(256, "side of the drawn DICOM images", low=128)
     model: str = setting("vit_tiny", "encoder", choices=tuple(VIT_SIZES))
     image_px: int = setting(96, "side of the encoder's input", low=32)
     patch_px: int = setting(16, "side of a patch", low=4)
-    pretrain_epochs: int = setting(30, "passes over the unlabelled images", low=1)
-    classify_epochs: int = setting(12, "passes over the labelled images", low=1)
-    segment_epochs: int = setting(5, "passes over the images with masks", low=1)
+    pretrain_epochs: int = setting(24, "passes over the unlabelled images", low=1)
+    classify_epochs: int = setting(10, "passes over the labelled images", low=1)
+    segment_epochs: int = setting(4, "passes over the images with masks", low=1)
     label_fraction: float = setting(1.0, "share of the labels used", low=0.01, high=1.0)
     n_bootstrap: int = setting(2000, "resamples of the patients for an interval", low=100)
     seed: int = setting(0, "of drawings, weights, order, masks and resamples", low=0)
