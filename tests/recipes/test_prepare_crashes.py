@@ -109,6 +109,8 @@ def test_ctrl_c_ends_a_worker_that_a_file_holds_up(many, tmp_path):
         env=planted(tmp_path / "plant", deed),
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background jobs ignore SIGINT, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not stuck.exists() and time.monotonic() < deadline:
