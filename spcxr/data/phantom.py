@@ -48,6 +48,7 @@ def write(
     size_px: int = 512,
     drift_ratio: float = 0.25,
     child_ratio: float = 0.25,
+    severity: tuple[float, float] = (0.0, 1.0),
     compression: str = "none",
     workers: int = 0,
 ) -> Path:
@@ -57,7 +58,8 @@ def write(
     ``path, patient_id, split, view, site, age, sex, mask_path, label``) and ``README.txt``. Labels
     come in equal shares. About ``drift_ratio`` of the patients come from site-b and stand in split
     ``drift``; those of site-a are split by patient into ``train``, ``val`` and ``test`` (60, 15, 25
-    %). About ``child_ratio`` are children. ``compression``: ``none``, ``deflated``, ``rle`` or
+    %). About ``child_ratio`` are children. ``severity``: the lowest and the highest that a disease
+    may have, from 0 (hardly seen) to 1 (plain). ``compression``: ``none``, ``deflated``, ``rle`` or
     ``jpeg2000``. ``workers``: processes that draw, 0 for none beside this one; the files are the
     same. ``manifest.csv`` is written last, so a folder with one is whole.
 
@@ -74,7 +76,7 @@ def write(
         raise SpcxrError(f"{folder}: not empty; choose a new folder for the phantoms")
     for room in ("dicom", "masks"):
         (folder / room).mkdir(parents=True, exist_ok=True)
-    series = Series(folder, seed, size_px, drift_ratio, child_ratio, compression)
+    series = Series(folder, seed, size_px, drift_ratio, child_ratio, severity, compression)
     bar = tqdm(_rows(series, count, workers), "phantoms", count, unit="image", mininterval=1.0)
     rows = list(bar)
     facts = {"seed": seed, "count": count, "size": size_px, "columns": ", ".join(COLUMNS)}
@@ -94,6 +96,7 @@ class Series:
     size_px: int
     drift_ratio: float
     child_ratio: float
+    severity: tuple[float, float]
     compression: str
 
 
@@ -112,7 +115,13 @@ def _write_one(series: Series, index: int) -> tuple[str, ...]:
     """Draw and save one image and its mask; its row of the manifest."""
     site, split, label, child = plan(index, series.drift_ratio, series.child_ratio)
     phantom = draw(
-        index, seed=series.seed, site=site, label=label, child=child, size_px=series.size_px
+        index,
+        seed=series.seed,
+        site=site,
+        label=label,
+        child=child,
+        size_px=series.size_px,
+        severity=series.severity,
     )
     path, mask = f"dicom/phantom-{index:05d}.dcm", f"masks/phantom-{index:05d}.png"
     save(to_dataset(phantom, str(index)), series.folder / path, series.compression)

@@ -17,19 +17,25 @@ LABELS = ("normal", "pneumonia", "covid")
 
 
 def draw_opacity(
-    canvas: Canvas, marks: Landmarks, label: str, child: bool, rng: np.random.Generator
+    canvas: Canvas,
+    marks: Landmarks,
+    label: str,
+    child: bool,
+    severity: Pair,
+    rng: np.random.Generator,
 ) -> Array:
     """(H, W) float32 in 0..1: the share of the lung's air that is lost.
 
     ``pneumonia``: one lobe or a few patches of one lung, often dense, with dark bronchi inside.
     ``covid``: several hazy patches at the periphery of both lower zones. ``normal``: at most an old
-    scar or a faint band, which the sick may have as well. Severity runs from hardly seen to plain.
+    scar or a faint band, which the sick may have as well. ``severity`` is its lowest and highest
+    value: 0 is hardly seen, 1 plain.
     """
     haze = _Haze(canvas, rng)
     if label == "pneumonia":
-        _add_pneumonia(haze, marks, child)
+        _add_pneumonia(haze, marks, child, severity)
     elif label == "covid":
-        _add_covid(haze, marks)
+        _add_covid(haze, marks, severity)
     _add_bystanders(haze, marks)
     return haze.opacity
 
@@ -67,11 +73,16 @@ class _Haze:
         self.opacity[here] = 1 - (1 - self.opacity[here]) * (1 - opacity)
 
 
-def _add_pneumonia(haze: _Haze, marks: Landmarks, child: bool) -> None:
+def within(limits: Pair, share: float) -> float:
+    """The value that lies ``share`` of the way from the lower limit to the upper."""
+    return limits[0] + (limits[1] - limits[0]) * share
+
+
+def _add_pneumonia(haze: _Haze, marks: Landmarks, child: bool, limits: Pair) -> None:
     rng = haze.rng
     side = -1.0 if rng.uniform() < 0.6 else 1.0
     dome = marks.right_dome if side < 0 else marks.left_dome
-    severity = float(rng.beta(1.5, 1.7))
+    severity = within(limits, float(rng.beta(1.5, 1.7)))
     if rng.uniform() < (0.4 if child else 0.6):
         _add_lobe(haze, side, dome, severity)
         return
@@ -98,9 +109,9 @@ def _add_lobe(haze: _Haze, side: float, dome: float, severity: float) -> None:
     haze.opacity *= 1 - 0.4 * np.clip(haze.canvas.splat(bronchi) / 0.035, 0, 1)
 
 
-def _add_covid(haze: _Haze, marks: Landmarks) -> None:
+def _add_covid(haze: _Haze, marks: Landmarks, limits: Pair) -> None:
     rng = haze.rng
-    severity = float(rng.beta(1.5, 1.5))
+    severity = within(limits, float(rng.beta(1.5, 1.5)))
     for side, dome in ((-1.0, marks.right_dome), (1.0, marks.left_dome)):
         for _ in range(rng.integers(1, 5)):
             height = dome * rng.triangular(0.35, 0.85, 0.98)

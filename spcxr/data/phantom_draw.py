@@ -57,6 +57,7 @@ def draw(
     label: str = "normal",
     child: bool = False,
     size_px: int = 512,
+    severity: tuple[float, float] = (0.0, 1.0),
 ) -> Phantom:
     """Draw image ``index`` of the series ``seed``; it depends on nothing but the arguments.
 
@@ -64,12 +65,13 @@ def draw(
 
     ``size_px`` is the width (64 to 2048); the height is 1.1 (site-a) or 1.2 (site-b) times that.
     ``label`` is ``normal``, ``pneumonia`` or ``covid``. Two images in four are of one patient
-    (`patient_of`) and share the anatomy when ``child`` is the same for both.
+    (`patient_of`) and share the anatomy when ``child`` is the same for both. ``severity`` holds the
+    lowest and the highest that a disease may have, from 0 (hardly seen) to 1 (plain).
 
     Raises
     ------
     SpcxrError
-        An unknown site or label, a size or an index out of range.
+        An unknown site or label, a size, a severity or an index out of range.
 
     >>> phantom = draw(3, seed=1, label="covid", size_px=96)
     >>> phantom.pixels.shape, phantom.pixels.dtype.name, phantom.patient_id
@@ -81,6 +83,8 @@ def draw(
         raise SpcxrError(f"size_px {size_px}: choose {SMALLEST_PX} to {LARGEST_PX}")
     if index < 0 or seed < 0:
         raise SpcxrError(f"index {index}, seed {seed}: both must be 0 or more")
+    if not 0 <= severity[0] <= severity[1] <= 1:
+        raise SpcxrError(f"severity {severity}: choose 0 <= lowest <= highest <= 1")
     patient, first = patient_of(index)
     anatomy = draw_anatomy(np.random.default_rng(np.random.SeedSequence((seed, first, 1))), child)
     rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
@@ -88,7 +92,10 @@ def draw(
     look = SITES[site]
     canvas = _lay_canvas(anatomy, pose, (round(size_px * look.aspect), size_px))
     organs = draw_organs(canvas, anatomy, pose, rng)
-    pixels = _radiograph(canvas, anatomy, pose, organs, label, look, rng)
+    # A stream of its own: the same chest, posed and exposed the same, whatever fills its lungs.
+    disease = rng.spawn(1)[0]
+    opacity = draw_opacity(canvas, organs.landmarks, label, child, severity, disease)
+    pixels = _radiograph(canvas, anatomy, pose, organs, opacity, look, rng)
     spacing = anatomy.unit_mm / canvas.scale
     return Phantom(
         pixels,
@@ -127,13 +134,11 @@ def _radiograph(
     anatomy: Anatomy,
     pose: Pose,
     organs: Organs,
-    label: str,
+    opacity: Array,
     look: Site,
     rng: np.random.Generator,
 ) -> Array:
     """(H, W) uint16: all parts' path lengths added and exposed."""
-    # A stream of its own: the same chest, posed and exposed the same, whatever fills its lungs.
-    opacity = draw_opacity(canvas, organs.landmarks, label, anatomy.child, rng.spawn(1)[0])
     bone = draw_skeleton(canvas, anatomy, pose, organs.landmarks, rng)
     vessels = draw_vessels(canvas, organs.lung, rng) * rng.uniform(1.5, 2.2)
     grain = (
