@@ -6,10 +6,16 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <optional>
 #include <tuple>
 #include <vector>
 
 #include "core/group_mask.h"
+#include "core/patch_gather.h"
 
 namespace {
 
@@ -72,15 +78,228 @@ std::tuple<Tensor, Tensor> group_mask_on_cpu(Tensor image_ids, int64_t seed, int
   return {call.blocks, call.mask};
 }
 
+// --- views ----------------------------------------------------------------------------------
+
+using MaybeTensor = std::optional<Tensor>;
+
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.data_ptr());
+}
+
+template <typename T>
+const T* data(const MaybeTensor& t) {
+  return t ? data<T>(*t) : nullptr;
+}
+
+// A tensor of this dtype and shape, contiguous, on the images' device.
+void expect(const Tensor& t, const char* name, ScalarType type, const std::vector<int64_t>& shape,
+            const Tensor& pixels) {
+  bool fits = t.scalar_type() == type && t.dim() == static_cast<int64_t>(shape.size()) &&
+              t.get_device() == pixels.get_device() && t.is_cuda() == pixels.is_cuda();
+  for (size_t i = 0; fits && i < shape.size(); ++i) {
+    fits = t.size(static_cast<int64_t>(i)) == shape[i];
+  }
+  STD_TORCH_CHECK(fits, name, ": another dtype, shape or device than the images ask for");
+  STD_TORCH_CHECK(t.is_contiguous(), name, ": give a contiguous tensor");
+}
+
+spcxr::PixelType pixel_type(ScalarType type) {
+  if (type == ScalarType::Byte) return spcxr::PixelType::kUInt8;
+  if (type == ScalarType::UInt16) return spcxr::PixelType::kUInt16;
+  STD_TORCH_CHECK(type == ScalarType::Float, "images: give uint8, uint16 or float32");
+  return spcxr::PixelType::kFloat32;
+}
+
+spcxr::TokenType token_type(ScalarType type) {
+  if (type == ScalarType::Float) return spcxr::TokenType::kFloat32;
+  if (type == ScalarType::BFloat16) return spcxr::TokenType::kBFloat16;
+  STD_TORCH_CHECK(type == ScalarType::Half, "tokens: give float32, bfloat16 or float16");
+  return spcxr::TokenType::kFloat16;
+}
+
+int64_t element_size(ScalarType type) { return type == ScalarType::Float ? 4 : 2; }
+
+int32_t int32_of(int64_t value) {
+  STD_TORCH_CHECK(value >= 0 && value <= INT32_MAX, "views: ", value, " is no size");
+  return static_cast<int32_t>(value);
+}
+
+spcxr::Views views_of(const Tensor& pixels, const MaybeTensor& boxes, const MaybeTensor& flip,
+                      const Tensor& scale, const Tensor& shift, const std::vector<int64_t>& size,
+                      int64_t patch) {
+  STD_TORCH_CHECK(pixels.dim() == 4 && size.size() == 2, "images: give [B, C, H, W] and two sides");
+  const int64_t count = pixels.size(0);
+  expect(scale, "scale", ScalarType::Float, {count}, pixels);
+  expect(shift, "shift", ScalarType::Float, {count}, pixels);
+  if (boxes) expect(*boxes, "boxes", ScalarType::Float, {count, 4}, pixels);
+  if (flip) expect(*flip, "flip", ScalarType::Bool, {count}, pixels);
+  STD_TORCH_CHECK(pixels.stride(3) == 1 || pixels.size(3) == 1 || count == 0,
+                  "images: the pixels of a row must lie side by side");
+  const spcxr::Views views{pixels.data_ptr(),
+                           pixel_type(pixels.scalar_type()),
+                           pixels.stride(0),
+                           pixels.stride(1),
+                           pixels.stride(2),
+                           count,
+                           int32_of(pixels.size(1)),
+                           int32_of(pixels.size(2)),
+                           int32_of(pixels.size(3)),
+                           int32_of(size[0]),
+                           int32_of(size[1]),
+                           int32_of(patch),
+                           data<float>(boxes),
+                           data<bool>(flip),
+                           data<float>(scale),
+                           data<float>(shift)};
+  const char* reason = spcxr::refuse_views(views, pixels.is_cuda());
+  STD_TORCH_CHECK(reason == nullptr, reason);
+  return views;
+}
+
+// The side of a cell of the mask in pixels: 1 or the patch's.
+int32_t unit_of(const spcxr::Views& views, const Tensor& mask, const Tensor& pixels) {
+  STD_TORCH_CHECK(mask.dim() == 3, "mask: give [B, h, w] or [B, Gh, Gw]");
+  const bool by_pixel = mask.size(1) == views.out_h && mask.size(2) == views.out_w;
+  const int32_t unit = by_pixel ? 1 : views.patch;
+  expect(mask, "mask", ScalarType::Bool,
+         {views.count, views.out_h / unit, views.out_w / unit}, pixels);
+  return unit;
+}
+
+struct FillTensors {
+  MaybeTensor mask, kind, partner, blocks, sources, image_ids;
+};
+
+spcxr::Fill fill_of(const spcxr::Views& views, const FillTensors& t, int64_t seed, int64_t epoch,
+                    int64_t view, const Tensor& pixels) {
+  spcxr::Fill fill{};
+  if (!t.mask) return fill;
+  STD_TORCH_CHECK(t.kind && t.partner && t.blocks && t.sources && t.image_ids,
+                  "masked_patch_gather: a mask needs kind, partner, blocks, sources, image ids");
+  expect(*t.kind, "kind", ScalarType::Int, {views.count}, pixels);
+  expect(*t.partner, "partner", ScalarType::Long, {views.count}, pixels);
+  expect(*t.image_ids, "image ids", ScalarType::Long, {views.count}, pixels);
+  STD_TORCH_CHECK(t.blocks->dim() == 3, "blocks: give [B, K, 4]");
+  const int64_t blocks = t.blocks->size(1);
+  expect(*t.blocks, "blocks", ScalarType::Int, {views.count, blocks, 4}, pixels);
+  expect(*t.sources, "sources", ScalarType::Int, {views.count, blocks, 2}, pixels);
+  STD_TORCH_CHECK(view >= 0 && view < 256, "view: 0 to 255");
+  fill = spcxr::Fill{data<bool>(t.mask),
+                     unit_of(views, *t.mask, pixels),
+                     data<int32_t>(t.kind),
+                     data<int64_t>(t.partner),
+                     data<int32_t>(t.blocks),
+                     data<int32_t>(t.sources),
+                     int32_of(blocks),
+                     data<int64_t>(t.image_ids),
+                     seed,
+                     epoch,
+                     static_cast<uint32_t>(view)};
+  const char* reason = spcxr::refuse_fill(views, fill, pixels.is_cuda());
+  STD_TORCH_CHECK(reason == nullptr, reason);
+  return fill;
+}
+
+Tensor masked_patch_gather_on_cpu(Tensor pixels, MaybeTensor boxes, MaybeTensor flip, Tensor scale,
+                                  Tensor shift, std::vector<int64_t> size, int64_t patch,
+                                  MaybeTensor mask, MaybeTensor kind, MaybeTensor partner,
+                                  MaybeTensor blocks, MaybeTensor sources, MaybeTensor image_ids,
+                                  int64_t seed, int64_t epoch, int64_t view, ScalarType dtype) {
+  const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
+  const auto fill = fill_of(views, {mask, kind, partner, blocks, sources, image_ids}, seed, epoch,
+                            view, pixels);
+  const auto type = token_type(dtype);
+  Tensor tokens = torch::stable::new_empty(
+      pixels, {views.count, views.patches(), views.row_length()}, dtype);
+  torch::stable::parallel_for(0, views.count, 1, [&](int64_t begin, int64_t end) {
+    spcxr::masked_patch_gather_cpu(views, fill, begin, end, tokens.data_ptr(), type);
+  });
+  return tokens;
+}
+
+std::tuple<Tensor, Tensor, Tensor> visible_patch_gather_on_cpu(
+    Tensor pixels, MaybeTensor boxes, MaybeTensor flip, Tensor scale, Tensor shift,
+    std::vector<int64_t> size, int64_t patch, Tensor mask, int64_t rows, ScalarType dtype) {
+  const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
+  expect(mask, "mask", ScalarType::Bool, {views.count, views.grid_h(), views.grid_w()}, pixels);
+  const auto type = token_type(dtype);
+  Tensor starts = torch::stable::new_empty(pixels, {views.count + 1}, ScalarType::Int);
+  const auto* cu_seqlens = data<int32_t>(starts);
+  spcxr::count_visible_cpu(data<bool>(mask), views.count, views.patches(),
+                           static_cast<int32_t*>(starts.data_ptr()));
+  const int64_t visible = cu_seqlens[views.count];
+  STD_TORCH_CHECK(rows >= visible, "visible_patch_gather: ", visible, " patches are visible, ",
+                  rows, " rows were asked for");
+  Tensor tokens = torch::stable::new_empty(pixels, {rows, views.row_length()}, dtype);
+  Tensor ids = torch::stable::new_empty(pixels, {rows}, ScalarType::Int);
+  auto* token_bytes = static_cast<char*>(tokens.data_ptr());
+  auto* id = static_cast<int32_t*>(ids.data_ptr());
+  torch::stable::parallel_for(0, views.count, 1, [&](int64_t begin, int64_t end) {
+    spcxr::visible_patch_gather_cpu(views, data<bool>(mask), cu_seqlens, begin, end, token_bytes,
+                                    type, id);
+  });
+  const int64_t row_bytes = views.row_length() * element_size(dtype);
+  std::memset(token_bytes + visible * row_bytes, 0, size_t((rows - visible) * row_bytes));
+  std::fill(id + visible, id + rows, -1);
+  return {tokens, ids, starts};
+}
+
+std::tuple<Tensor, Tensor> masked_reconstruction_loss_on_cpu(
+    Tensor predicted, Tensor pixels, MaybeTensor boxes, MaybeTensor flip, Tensor scale,
+    Tensor shift, std::vector<int64_t> size, int64_t patch, Tensor mask, bool squared,
+    bool normalise_patches, bool needs_gradient) {
+  const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
+  const int32_t unit = unit_of(views, mask, pixels);
+  const auto type = token_type(predicted.scalar_type());
+  const Tensor rows = torch::stable::contiguous(predicted);
+  expect(rows, "predictions", predicted.scalar_type(),
+         {views.count, views.patches(), views.row_length()}, pixels);
+  const int64_t hidden =
+      spcxr::count_hidden_cpu(views, data<bool>(mask), unit, 0, views.count);
+  const spcxr::LossLaw law{squared ? spcxr::Distance::kMSE : spcxr::Distance::kL1,
+                           normalise_patches, hidden ? 1.0f / static_cast<float>(hidden) : 0.0f};
+  Tensor gradient = needs_gradient ? torch::stable::empty_like(rows)
+                                   : torch::stable::new_empty(rows, {0}, rows.scalar_type());
+  std::vector<double> sums(static_cast<size_t>(views.count));
+  torch::stable::parallel_for(0, views.count, 1, [&](int64_t begin, int64_t end) {
+    spcxr::masked_reconstruction_loss_cpu(views, data<bool>(mask), unit, rows.data_ptr(), type, law,
+                                          begin, end, sums.data(),
+                                          needs_gradient ? gradient.data_ptr() : nullptr);
+  });
+  Tensor loss = torch::stable::new_empty(pixels, {}, ScalarType::Float);
+  *static_cast<float*>(loss.data_ptr()) =
+      static_cast<float>(std::accumulate(sums.begin(), sums.end(), 0.0));
+  return {loss, gradient};
+}
+
 }  // namespace
+
+#define SPCXR_VIEWS \
+  "Tensor pixels, Tensor? boxes, Tensor? flip, Tensor scale, Tensor shift, int[] size, int patch, "
 
 STABLE_TORCH_LIBRARY(spcxr, m) {
   m.def(
       "group_mask(Tensor image_ids, SymInt seed, SymInt epoch, int[] grid, int[] target, "
       "int[] sides, bool torus, int max_blocks) -> (Tensor blocks, Tensor mask)");
+  m.def(
+      "masked_patch_gather(" SPCXR_VIEWS
+      "Tensor? mask, Tensor? kind, Tensor? partner, Tensor? blocks, Tensor? sources, "
+      "Tensor? image_ids, SymInt seed, SymInt epoch, int view, ScalarType dtype) -> Tensor");
+  m.def("visible_patch_gather(" SPCXR_VIEWS
+        "Tensor mask, SymInt rows, ScalarType dtype) -> (Tensor tokens, Tensor ids, "
+        "Tensor cu_seqlens)");
+  m.def("masked_reconstruction_loss(Tensor predicted, " SPCXR_VIEWS
+        "Tensor mask, bool squared, bool normalise_patches, bool needs_gradient) -> "
+        "(Tensor loss, Tensor gradient)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(spcxr, CPU, m) { m.impl("group_mask", TORCH_BOX(&group_mask_on_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(spcxr, CPU, m) {
+  m.impl("group_mask", TORCH_BOX(&group_mask_on_cpu));
+  m.impl("masked_patch_gather", TORCH_BOX(&masked_patch_gather_on_cpu));
+  m.impl("visible_patch_gather", TORCH_BOX(&visible_patch_gather_on_cpu));
+  m.impl("masked_reconstruction_loss", TORCH_BOX(&masked_reconstruction_loss_on_cpu));
+}
 
 #ifdef SPCXR_CUDA
 // Weak: a CPU-only torch has no such symbol, and no CUDA tensor either.
@@ -94,6 +313,8 @@ void* current_stream(int32_t device) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return stream;
 }
+
+void check(const char* error) { STD_TORCH_CHECK(error == nullptr, error); }
 
 std::tuple<Tensor, Tensor> group_mask_on_cuda(Tensor image_ids, int64_t seed, int64_t epoch,
                                               std::vector<int64_t> grid,
@@ -109,7 +330,67 @@ std::tuple<Tensor, Tensor> group_mask_on_cuda(Tensor image_ids, int64_t seed, in
   return {call.blocks, call.mask};
 }
 
+Tensor masked_patch_gather_on_cuda(Tensor pixels, MaybeTensor boxes, MaybeTensor flip, Tensor scale,
+                                   Tensor shift, std::vector<int64_t> size, int64_t patch,
+                                   MaybeTensor mask, MaybeTensor kind, MaybeTensor partner,
+                                   MaybeTensor blocks, MaybeTensor sources, MaybeTensor image_ids,
+                                   int64_t seed, int64_t epoch, int64_t view, ScalarType dtype) {
+  const torch::stable::accelerator::DeviceGuard guard(pixels.get_device_index());
+  const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
+  const auto fill = fill_of(views, {mask, kind, partner, blocks, sources, image_ids}, seed, epoch,
+                            view, pixels);
+  Tensor tokens = torch::stable::new_empty(
+      pixels, {views.count, views.patches(), views.row_length()}, dtype);
+  check(spcxr::masked_patch_gather_cuda(views, fill, tokens.data_ptr(), token_type(dtype),
+                                        current_stream(pixels.get_device_index())));
+  return tokens;
+}
+
+std::tuple<Tensor, Tensor, Tensor> visible_patch_gather_on_cuda(
+    Tensor pixels, MaybeTensor boxes, MaybeTensor flip, Tensor scale, Tensor shift,
+    std::vector<int64_t> size, int64_t patch, Tensor mask, int64_t rows, ScalarType dtype) {
+  const torch::stable::accelerator::DeviceGuard guard(pixels.get_device_index());
+  const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
+  expect(mask, "mask", ScalarType::Bool, {views.count, views.grid_h(), views.grid_w()}, pixels);
+  Tensor starts = torch::stable::new_empty(pixels, {views.count + 1}, ScalarType::Int);
+  Tensor tokens = torch::stable::new_empty(pixels, {rows, views.row_length()}, dtype);
+  Tensor ids = torch::stable::new_empty(pixels, {rows}, ScalarType::Int);
+  check(spcxr::visible_patch_gather_cuda(
+      views, data<bool>(mask), rows, tokens.data_ptr(), token_type(dtype),
+      static_cast<int32_t*>(ids.data_ptr()), static_cast<int32_t*>(starts.data_ptr()),
+      current_stream(pixels.get_device_index())));
+  return {tokens, ids, starts};
+}
+
+std::tuple<Tensor, Tensor> masked_reconstruction_loss_on_cuda(
+    Tensor predicted, Tensor pixels, MaybeTensor boxes, MaybeTensor flip, Tensor scale,
+    Tensor shift, std::vector<int64_t> size, int64_t patch, Tensor mask, bool squared,
+    bool normalise_patches, bool needs_gradient) {
+  const torch::stable::accelerator::DeviceGuard guard(pixels.get_device_index());
+  const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
+  const int32_t unit = unit_of(views, mask, pixels);
+  const Tensor rows = torch::stable::contiguous(predicted);
+  expect(rows, "predictions", predicted.scalar_type(),
+         {views.count, views.patches(), views.row_length()}, pixels);
+  Tensor gradient = needs_gradient ? torch::stable::empty_like(rows)
+                                   : torch::stable::new_empty(rows, {0}, rows.scalar_type());
+  Tensor loss = torch::stable::new_empty(pixels, {}, ScalarType::Float);
+  Tensor scratch = torch::stable::new_empty(pixels, {2 * views.count}, ScalarType::Double);
+  const spcxr::LossLaw law{squared ? spcxr::Distance::kMSE : spcxr::Distance::kL1,
+                           normalise_patches, 0.0f};
+  check(spcxr::masked_reconstruction_loss_cuda(
+      views, data<bool>(mask), unit, rows.data_ptr(), token_type(rows.scalar_type()), law,
+      static_cast<double*>(scratch.data_ptr()), static_cast<float*>(loss.data_ptr()),
+      needs_gradient ? gradient.data_ptr() : nullptr, current_stream(pixels.get_device_index())));
+  return {loss, gradient};
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(spcxr, CUDA, m) { m.impl("group_mask", TORCH_BOX(&group_mask_on_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(spcxr, CUDA, m) {
+  m.impl("group_mask", TORCH_BOX(&group_mask_on_cuda));
+  m.impl("masked_patch_gather", TORCH_BOX(&masked_patch_gather_on_cuda));
+  m.impl("visible_patch_gather", TORCH_BOX(&visible_patch_gather_on_cuda));
+  m.impl("masked_reconstruction_loss", TORCH_BOX(&masked_reconstruction_loss_on_cuda));
+}
 #endif

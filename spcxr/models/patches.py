@@ -41,7 +41,8 @@ def patchify(images: Tensor, patch_px: int) -> Tensor:
     batch, channels, height, width = images.shape
     rows, columns = patch_grid(height, width, patch_px)
     split = images.reshape(batch, channels, rows, patch_px, columns, patch_px)
-    return split.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+    row = channels * patch_px**2  # named, since -1 says nothing about an empty batch
+    return split.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, row)
 
 
 def unpatchify(rows: Tensor, grid: tuple[int, int], patch_px: int) -> Tensor:
@@ -52,6 +53,7 @@ def unpatchify(rows: Tensor, grid: tuple[int, int], patch_px: int) -> Tensor:
     >>> bool((unpatchify(patchify(images, 16), (2, 3), 16) == images).all())
     True
     """
-    split = rows.reshape(rows.shape[0], grid[0], grid[1], -1, patch_px, patch_px)
+    channels = rows.shape[2] // patch_px**2
+    split = rows.reshape(rows.shape[0], grid[0], grid[1], channels, patch_px, patch_px)
     joined = split.permute(0, 3, 1, 4, 2, 5)
-    return joined.reshape(rows.shape[0], -1, grid[0] * patch_px, grid[1] * patch_px)
+    return joined.reshape(rows.shape[0], channels, grid[0] * patch_px, grid[1] * patch_px)

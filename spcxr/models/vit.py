@@ -136,7 +136,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches through one linear map."""
+    """Non-overlapping patches through one linear map, kept as a convolution (timm's key)."""
 
     def __init__(self, patch_px: int, channels: int, width: int) -> None:
         super().__init__()
@@ -145,6 +145,10 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, N, D]``."""
         return self.proj(images).flatten(2).transpose(1, 2)
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """The same of images that are cut into patch rows ``[B, N, C*P*P]`` already."""
+        return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class VisionTransformer(nn.Module):
@@ -228,9 +232,40 @@ class VisionTransformer(nn.Module):
                 f"[B, {self.channels}, H, W]"
             )
         grid = patch_grid(images.shape[2], images.shape[3], self.patch_px)
-        patches = self.patch_embed(images)
-        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], 1)
+        return self._with_positions(self.patch_embed(images), grid)
+
+    def embed_patches(self, rows: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch rows ``[B, N, C*P*P]`` -> tokens ``[B, 1 + N, D]``: `embed` of the same images.
+
+        Raises
+        ------
+        SpcxrError
+            rows of another length or number than the encoder and the grid ask for.
+
+        >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=2, heads=3)
+        >>> encoder.embed_patches(torch.zeros(5, 6, 256), (2, 3)).shape
+        torch.Size([5, 7, 24])
+        """
+        wanted = (grid[0] * grid[1], self.channels * self.patch_px**2)
+        if rows.ndim != 3 or tuple(rows.shape[1:]) != wanted:
+            raise SpcxrError(
+                f"patch rows of shape {tuple(rows.shape)}; this encoder takes "
+                f"[B, {wanted[0]}, {wanted[1]}] for a grid of {grid[0]}x{grid[1]}"
+            )
+        return self._with_positions(self.patch_embed.of_rows(rows), grid)
+
+    def _with_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1)
         return tokens + resize_positions(self.pos_embed, self.grid, grid)
+
+    def outputs_of(self, tokens: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Tokens after chosen blocks (from 0), in the order asked for; without the final norm."""
+        found = {}
+        for number, block in enumerate(self.blocks[: max(blocks) + 1]):
+            tokens = block(tokens)
+            if number in blocks:
+                found[number] = tokens
+        return [found[number] for number in blocks]
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` -> all tokens after the final norm ``[B, 1 + N, D]``."""
@@ -307,12 +342,9 @@ class VisionTransformer(nn.Module):
         wanted = list(range(self.depth - n, self.depth)) if isinstance(n, int) else list(n)
         if not wanted or min(wanted) < 0 or max(wanted) >= self.depth:
             raise SpcxrError(f"blocks {n} of an encoder with {self.depth}; count from 0")
-        tokens, found = self.embed(x), {}
-        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
-            tokens = block(tokens)
-            if number in wanted:
-                found[number] = self.norm(tokens) if norm else tokens
-        outputs = [found[number] for number in wanted]
+        outputs = self.outputs_of(self.embed(x), wanted)
+        if norm:
+            outputs = [self.norm(tokens) for tokens in outputs]
         patches = [t[:, 1:] for t in outputs]
         if reshape:
             grid = patch_grid(x.shape[2], x.shape[3], self.patch_px)

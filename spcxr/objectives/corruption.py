@@ -1,8 +1,9 @@
 """What the student sees: crops, group masks and fills.
 
-Two halves. *Samplers* turn (seed, epoch, image id, view) into parameters; one image's crop, mask,
-noise and kind of fill depend on nothing else. *Pure functions* of those parameters change pixels.
-The one exception is the partner of an image: it comes from the batch, so it depends on the batch.
+*Samplers* turn (seed, epoch, image id, view) into parameters; one image's crop, mask, noise and
+kind of fill depend on nothing else. The one exception is the partner of an image: it comes from the
+batch, so it depends on the batch. `ops.masked_patch_gather` is the pure function that changes
+pixels by them.
 
 The law is GMML's (arXiv 2205.14986); SPCXR's own mask ratio, fill and crop scale are not known, so
 GMML's defaults stand in.
@@ -12,23 +13,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from spcxr.errors import SpcxrError
 from spcxr.models.patches import patch_grid
 from spcxr.ops.group_mask import group_mask
-from spcxr.ops.philox import fold_in, normal, uniform
+from spcxr.ops.philox import fold_in, uniform
+from spcxr.ops.views import FILLS, Fill
 
-FILLS = ("noise", "zeros", "other", "shuffle")
-ALIEN = len(FILLS)  # the kind of an image pasted with its partner's blocks
+PASTED = len(FILLS)  # drawn as a kind of its own; it is `other` at a ratio of its own
 CROP_TRIES = 10
 
 
-@dataclass(frozen=True)
-class Crops:
+class Crops(NamedTuple):
     """Boxes ``[B, 4]`` float32 (top, left, height, width; source px) and ``flip [B]`` bool."""
 
     boxes: Tensor
@@ -128,105 +128,79 @@ class Corruption:
             )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All that corrupting one batch needs; `corrupt` is a pure function of it.
-
-    ``mask [B, H, W]`` bool; ``kind [B]`` int64, an index into `FILLS` or `ALIEN`; ``partner [B]``
-    int64, a row of the batch; ``noise [B, C, H, W]`` float32, zero for images of another kind;
-    ``source [B, H, W]`` int64, for each pixel the flat pixel `shuffle` reads, or None.
-    """
-
-    mask: Tensor
-    kind: Tensor
-    partner: Tensor
-    noise: Tensor
-    source: Tensor | None
-
-    def to(self, device: torch.device | str) -> Plan:
-        """The same plan on another device."""
-        return Plan(
-            mask=self.mask.to(device),
-            kind=self.kind.to(device),
-            partner=self.partner.to(device),
-            noise=self.noise.to(device),
-            source=None if self.source is None else self.source.to(device),
-        )
-
-
-def sample_plan(
+def sample_fill(
     image_ids: Tensor,
     law: Corruption,
     *,
     seed: int,
     epoch: int,
     view: int = 0,
-    shape: tuple[int, int, int],
+    size: tuple[int, int],
     patch_px: int,
-    device: torch.device | str = "cpu",
-) -> Plan:
-    """Draw masks, kinds, partners and noise for a batch.
+) -> Fill:
+    """Draw masks, kinds, partners and rectangles for a batch: what `masked_patch_gather` applies.
 
-    Where an image has no partner but itself (a batch of one), `other` and pasting become `noise`:
-    no pixel is called masked that was not changed.
+    The mask is of patches where the law aligns it to them, of pixels otherwise. Where an image has
+    no partner but itself (a batch of one), `other` and pasting become `noise`: no pixel is called
+    hidden that was not changed.
 
     Parameters
     ----------
     image_ids
-        ``[B]`` int64 on the CPU, where masks are drawn.
-    shape
-        (C, H, W) of the images as the encoder sees them.
-    device
-        where the noise is drawn and the plan is returned.
+        ``[B]`` int64 on the CPU, where all is drawn but the noise.
+    size
+        (height, width) of the views in pixels.
 
     Raises
     ------
     SpcxrError
         ``align_patches`` with sides that do not divide into patches.
 
-    >>> plan = sample_plan(torch.arange(4), Corruption(), seed=0, epoch=0, shape=(1, 32, 32),
+    >>> fill = sample_fill(torch.arange(4), Corruption(), seed=0, epoch=0, size=(32, 48),
     ...                    patch_px=16)
-    >>> plan.mask.shape, plan.noise.shape
-    (torch.Size([4, 32, 32]), torch.Size([4, 1, 32, 32]))
+    >>> fill.mask.shape, fill.blocks.shape
+    (torch.Size([4, 32, 48]), torch.Size([4, 0, 4]))
     """
     partner, alone = sample_partners(image_ids, seed=seed, epoch=epoch, view=view)
-    kind = _sample_kinds(image_ids, law, alone, seed=seed, epoch=epoch, view=view)
-    mask = torch.zeros(len(image_ids), *shape[1:], dtype=torch.bool)
-    source = torch.zeros(mask.shape, dtype=torch.int64) if "shuffle" in law.fills else None
+    kind, pasted = _sample_kinds(image_ids, law, alone, seed=seed, epoch=epoch, view=view)
     unit = patch_px if law.align_patches else 1
-    grid = patch_grid(shape[1], shape[2], unit)
-    mask_seed = fold_in(seed, view)
+    grid = patch_grid(size[0], size[1], unit)
+    mask = torch.zeros(len(image_ids), *grid, dtype=torch.bool)
+    found: list[tuple[Tensor, Tensor]] = []
     for alien, most in ((False, law.mask_ratio), (True, law.alien_ratio)):
-        rows = ((kind == ALIEN) == alien).nonzero()[:, 0]
-        ids, ratio = image_ids[rows], (min(0.5, most), most)
-        blocks, cells = group_mask(
-            ids, seed=mask_seed, epoch=epoch, grid=grid, ratio=ratio, placement=law.placement
+        rows = (pasted == alien).nonzero()[:, 0]
+        blocks, mask[rows] = group_mask(
+            image_ids[rows],
+            seed=fold_in(seed, view),
+            epoch=epoch,
+            grid=grid,
+            ratio=(min(0.5, most), most),
+            placement=law.placement,
         )
-        mask[rows] = cells.repeat_interleave(unit, 1).repeat_interleave(unit, 2)
-        if source is not None and not alien:
-            most_blocks, stream = blocks.shape[1], f"shuffle-{view}"
-            places = uniform(ids, 2 * most_blocks, seed=seed, epoch=epoch, stream=stream)
-            places = places.view(len(ids), most_blocks, 2)
-            source[rows] = shuffle_source(blocks * unit, places, shape[1:])
-    noise = torch.zeros(len(image_ids), *shape, device=device)
-    noisy = (kind == FILLS.index("noise")).nonzero()[:, 0]
-    if len(noisy):
-        ids, stream = image_ids[noisy], f"noise-{view}"
-        count = math.prod(shape)
-        field = normal(ids, count, seed=seed, epoch=epoch, stream=stream, device=device)
-        noise[noisy.to(device)] = field.view(-1, *shape)
-    return Plan(mask, kind, partner, noise, source).to(device)
+        found.append((rows, blocks * unit))
+    # Rectangles are of use to `shuffle` alone, which pasted images never are.
+    rows, drawn = found[0] if "shuffle" in law.fills else (found[0][0], found[0][1][:, :0])
+    blocks = torch.zeros(len(image_ids), drawn.shape[1], 4, dtype=torch.int32)
+    blocks[rows] = drawn
+    places = uniform(
+        image_ids, 2 * drawn.shape[1], seed=seed, epoch=epoch, stream=f"shuffle-{view}"
+    )
+    sources = shuffle_sources(blocks, places.view(len(image_ids), drawn.shape[1], 2), size)
+    return Fill(mask, kind, partner, blocks, sources, image_ids, seed, epoch, view)
 
 
 def _sample_kinds(
     image_ids: Tensor, law: Corruption, alone: Tensor, *, seed: int, epoch: int, view: int
-) -> Tensor:
-    """Fill or pasting, each with the same probability: ``[B]`` int64, indices into `FILLS`."""
-    kinds = [FILLS.index(fill) for fill in law.fills] + ([ALIEN] if law.alien_ratio > 0 else [])
+) -> tuple[Tensor, Tensor]:
+    """Fill or pasting, each with the same probability: numbers of `FILLS` ``[B]`` int32, and
+    ``pasted [B]`` bool, whose kind is `other`."""
+    kinds = [FILLS.index(fill) for fill in law.fills] + ([PASTED] if law.alien_ratio > 0 else [])
     draw = uniform(image_ids, 1, seed=seed, epoch=epoch, stream=f"kind-{view}")[:, 0]
     kind = torch.tensor(kinds)[(draw * len(kinds)).long().clamp(max=len(kinds) - 1)]
-    needs_partner = (kind == ALIEN) | (kind == FILLS.index("other"))
-    return torch.where(needs_partner & alone, FILLS.index("noise"), kind)
+    pasted = (kind == PASTED) & ~alone
+    other, noise = FILLS.index("other"), FILLS.index("noise")
+    kind = torch.where(kind == PASTED, other, kind)
+    return torch.where((kind == other) & alone, noise, kind).int(), pasted
 
 
 def sample_partners(
@@ -253,70 +227,28 @@ def sample_partners(
     return partner, image_ids[partner] == image_ids
 
 
-def shuffle_source(blocks: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
-    """For each pixel, the flat index of the pixel `shuffle` reads: ``[B, H, W]`` int64.
-
-    Each rectangle reads a rectangle of its size from elsewhere in the image, never from its own
-    rows; where rectangles overlap the last one counts. Pixels outside all rectangles read
-    themselves.
+def shuffle_sources(blocks: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where each rectangle of `shuffle` reads: never from its own rows.
 
     Parameters
     ----------
     blocks
-        ``[B, K, 4]`` (top, left, height, width) in pixels, lower than the image; height 0 pads
-        at the end.
+        ``[B, K, 4]`` int32 (top, left, height, width) in pixels, lower than the image.
     places
-        ``[B, K, 2]`` uniform in [0, 1): where each rectangle reads.
+        ``[B, K, 2]`` uniform in [0, 1).
     size
-        (H, W).
-    """
-    height, width = size
-    top, left, tall, wide = blocks.long().unbind(-1)
-    down, right = (height - tall).clamp(min=0), (width - wide).clamp(min=0)
-    # One row down and 0 .. down - 1 more, around: any row of corners but the rectangle's own.
-    from_top = (top + 1 + (places[..., 0] * down).long()) % (down + 1)
-    from_left = (places[..., 1] * (right + 1)).long().clamp(max=width - 1)
-    own = np.arange(height * width).reshape(height, width)
-    source = np.repeat(own[None], len(blocks), 0)
-    images, numbers = (tall > 0).nonzero(as_tuple=True)
-    table = torch.stack([top, left, tall, wide, from_top, from_left], -1)[images, numbers]
-    # Slices in numpy: a rectangle costs its own pixels only, and later ones cover earlier ones.
-    for b, (t, l, h, w, row, column) in zip(images.tolist(), table.tolist(), strict=True):
-        source[b, t : t + h, l : l + w] = own[row : row + h, column : column + w]
-    return torch.from_numpy(source)
-
-
-def corrupt(clean: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Apply a plan: the corrupted images, and the mask of the pixels that were replaced.
-
-    Parameters
-    ----------
-    clean
-        ``[B, C, H, W]`` float, normalised (zero = the data's mean).
-    plan
-        on the same device.
+        (height, width) of the image.
 
     Returns
     -------
-    ``[B, C, H, W]`` of the same dtype, and ``mask [B, H, W]`` bool (True = corrupted).
+    ``[B, K, 2]`` int32 (top, left).
 
-    >>> plan = sample_plan(torch.arange(2), Corruption(fills=("zeros",), alien_ratio=0), seed=0,
-    ...                    epoch=0, shape=(1, 32, 32), patch_px=16)
-    >>> corrupted, mask = corrupt(torch.ones(2, 1, 32, 32), plan)
-    >>> bool((corrupted[:, 0][mask] == 0).all()), bool((corrupted[:, 0][~mask] == 1).all())
-    (True, True)
+    >>> shuffle_sources(torch.tensor([[[2, 0, 2, 3]]]), torch.tensor([[[0.0, 0.9]]]), (4, 4))
+    tensor([[[0, 1]]], dtype=torch.int32)
     """
-    if clean.shape != plan.noise.shape:
-        raise SpcxrError(
-            f"images of shape {tuple(clean.shape)} and a plan for {tuple(plan.noise.shape)}; "
-            "sample the plan for these images"
-        )
-    kind = plan.kind[:, None, None, None]
-    foreign = (kind == ALIEN) | (kind == FILLS.index("other"))
-    # Noise is zero for other kinds, so it also serves `zeros`.
-    fill = torch.where(foreign, clean[plan.partner], plan.noise.to(clean.dtype))
-    if plan.source is not None:
-        flat = plan.source.flatten(1)[:, None].expand(-1, clean.shape[1], -1)
-        moved = clean.flatten(2).gather(2, flat).view_as(clean)
-        fill = torch.where(kind == FILLS.index("shuffle"), moved, fill)
-    return torch.where(plan.mask[:, None], fill, clean), plan.mask
+    top, _, tall, wide = blocks.long().unbind(-1)
+    down, right = (size[0] - tall).clamp(min=0), (size[1] - wide).clamp(min=0)
+    # One row down and 0 .. down - 1 more, around: any row of corners but the rectangle's own.
+    from_top = (top + 1 + (places[..., 0] * down).long()) % (down + 1)
+    from_left = torch.minimum((places[..., 1] * (right + 1)).long(), right)
+    return torch.stack([from_top, from_left], -1).int()

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from spcxr.models.heads import ReconstructionHead
-from spcxr.models.patches import unpatchify
 from spcxr.models.vit import VisionTransformer
+from spcxr.ops.masked_reconstruction_loss import masked_reconstruction_loss
+from spcxr.ops.views import Views
 
 
 def read_blocks(depth: int) -> tuple[int, ...]:
@@ -21,38 +22,18 @@ def read_blocks(depth: int) -> tuple[int, ...]:
     return tuple(sorted({max(round(depth * k / 12), 1) - 1 for k in (6, 8, 10, 12)}))
 
 
-def masked_l1(predicted: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute error over the masked pixels of the batch; 0 where nothing is masked.
-
-    Parameters
-    ----------
-    predicted, clean
-        ``[B, C, H, W]``.
-    mask
-        ``[B, H, W]`` bool, True = counted.
-
-    Returns
-    -------
-    float32 scalar.
-
-    >>> mask = torch.tensor([[[True, False]]])
-    >>> masked_l1(torch.tensor([[[[3.0, 9.0]]]]), torch.tensor([[[[1.0, 1.0]]]]), mask)
-    tensor(2.)
-    """
-    error = (predicted.float() - clean.float()).abs() * mask[:, None]
-    return error.sum() / (mask.sum() * clean.shape[1]).clamp(min=1)
-
-
 class GMML(nn.Module):
-    """Encoder and reconstruction head: (corrupted, clean, mask) -> L1 on the corrupted pixels.
+    """Encoder and reconstruction head: corrupted patches -> L1 on what was hidden.
 
     The head reads the mean of the outputs of blocks 6, 8, 10, 12 (`read_blocks`), then the
     encoder's final LayerNorm.
 
+    >>> from spcxr.ops.views import whole_views
     >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=4, heads=3)
     >>> objective = GMML(encoder, ReconstructionHead(width=24, patch_px=16))
-    >>> images, mask = torch.zeros(2, 1, 32, 32), torch.ones(2, 32, 32, dtype=torch.bool)
-    >>> sorted(objective(images, images, mask))
+    >>> views = whole_views(torch.zeros(2, 1, 32, 32), patch_px=16)
+    >>> mask = torch.ones(2, 2, 2, dtype=torch.bool)
+    >>> sorted(objective(torch.zeros(2, 4, 256), views, mask))
     ['l1', 'loss']
     """
 
@@ -62,25 +43,27 @@ class GMML(nn.Module):
         self.head = head
         self.blocks_read = read_blocks(encoder.depth)
 
-    def reconstruct(self, corrupted: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` -> the head's guess of the clean ones, the same shape."""
-        features = self.encoder.get_intermediate_layers(corrupted, self.blocks_read, norm=False)
-        patches = self.encoder.norm(torch.stack(features).mean(0))
-        patch_px = self.encoder.patch_px
-        grid = (corrupted.shape[2] // patch_px, corrupted.shape[3] // patch_px)
-        return unpatchify(self.head(patches), grid, patch_px)
+    def reconstruct(self, corrupted: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch rows ``[B, N, C*P*P]`` -> the head's guess of the clean ones, the same shape."""
+        tokens = self.encoder.embed_patches(corrupted, grid)
+        features = self.encoder.outputs_of(tokens, self.blocks_read)
+        patches = self.encoder.norm(torch.stack(features).mean(0)[:, 1:])
+        return self.head(patches)
 
-    def forward(self, corrupted: Tensor, clean: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, corrupted: Tensor, views: Views, mask: Tensor) -> dict[str, Tensor]:
         """One step's losses: ``loss`` is the one to minimise, the others are its parts.
 
         Parameters
         ----------
-        corrupted, clean
-            ``[B, C, H, W]`` normalised float.
+        corrupted
+            ``[B, N, C*P*P]``: the views' patches, hidden pixels replaced.
+        views
+            the raw images and how they became views; the target is computed from them.
         mask
-            ``[B, H, W]`` bool, True = corrupted.
+            ``[B, h, w]`` or ``[B, Gh, Gw]`` bool, True = hidden.
         """
-        l1 = masked_l1(self.reconstruct(corrupted), clean, mask)
+        rebuilt = self.reconstruct(corrupted, views.grid)
+        l1 = masked_reconstruction_loss(rebuilt, views, mask, distance="l1")
         return {"loss": l1, "l1": l1.detach()}
 
 

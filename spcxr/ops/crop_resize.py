@@ -83,7 +83,17 @@ def _check(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int]) -
         )
     if min(size) < 1:
         raise SpcxrError(f"size is {size}; both sides must be at least 1 px")
-    limits = torch.tensor(images.shape[2:], device=boxes.device)
+    check_boxes(boxes, (images.shape[2], images.shape[3]))
+
+
+def check_boxes(boxes: Tensor, source_px: tuple[int, int]) -> None:
+    """Refuse boxes ``[B, 4]`` that are empty, not finite or outside images of ``source_px``.
+
+    >>> check_boxes(torch.tensor([[0.0, 0.0, 5.0, 4.0]]), (4, 4))
+    Traceback (most recent call last):
+    spcxr.errors.SpcxrError: box 0 (top, left, height, width) = [0.0, 0.0, 5.0, 4.0] is empty, ...
+    """
+    limits = torch.tensor(source_px, device=boxes.device)
     first, extent = boxes[:, :2], boxes[:, 2:]
     # 1e-3 px: what float32 may add when a sampler computes top + height for a box at the border.
     fits = (first >= -1e-3) & (extent > 0) & (first + extent <= limits + 1e-3)
@@ -92,5 +102,5 @@ def _check(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int]) -
         row = int(wrong[0])
         raise SpcxrError(
             f"box {row} (top, left, height, width) = {[round(v, 3) for v in boxes[row].tolist()]} "
-            f"is empty, not finite or outside its image of {images.shape[2]}x{images.shape[3]} px"
+            f"is empty, not finite or outside its image of {source_px[0]}x{source_px[1]} px"
         )

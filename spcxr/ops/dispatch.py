@@ -26,7 +26,13 @@ from spcxr.errors import SpcxrError
 log = logging.getLogger(__name__)
 
 BACKENDS = ("native", "triton", "reference")  # in the order `auto` tries them
-VERBS = ("group_mask",)
+# Verb -> the module of its Triton twin, spcxr.kernels.<module>.
+VERBS = {
+    "group_mask": "group_mask",
+    "masked_patch_gather": "masked_patch_gather",
+    "visible_patch_gather": "masked_patch_gather",
+    "masked_reconstruction_loss": "masked_reconstruction_loss",
+}
 LIBRARY = Path(__file__).resolve().parents[1] / "_native_ops.so"
 
 
@@ -55,6 +61,10 @@ def native() -> Native:
     except OSError as error:  # what ctypes raises: another torch, a missing symbol, a torn file
         cause = str(error).splitlines()[0]
         return Native({}, f"{LIBRARY} does not load ({cause}); build it for this torch")
+    if missing := [verb for verb in VERBS if not hasattr(torch.ops.spcxr, verb)]:
+        return Native(
+            {}, f"{LIBRARY} is older than these sources (no {missing[0]}); build it again"
+        )
     account = ctypes.CDLL(str(LIBRARY)).spcxr_build_info
     account.restype = ctypes.c_char_p
     return Native(json.loads(account()), None)
@@ -64,6 +74,12 @@ def register_fake(verb: str, fake: Callable[..., Any]) -> None:
     """Tell torch.compile and torch.export the shapes of a native op, when it is there."""
     if native().reason is None:
         torch.library.register_fake(f"spcxr::{verb}", fake)
+
+
+def register_autograd(verb: str, backward: Callable[..., Any], keep: Callable[..., None]) -> None:
+    """Tell torch the gradient of a native op, when it is there."""
+    if native().reason is None:
+        torch.library.register_autograd(f"spcxr::{verb}", backward, setup_context=keep)
 
 
 def interpreted() -> bool:
@@ -147,7 +163,7 @@ def kernel(
     if served == "native":
         return getattr(torch.ops.spcxr, verb)
     if served == "triton":
-        return getattr(importlib.import_module(f"spcxr.kernels.{verb}"), verb)
+        return getattr(importlib.import_module(f"spcxr.kernels.{VERBS[verb]}"), verb)
     return reference
 
 

@@ -22,10 +22,13 @@ from spcxr.data.splits import is_training
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate.report import PHANTOMS
+from spcxr.models.patches import unpatchify
 from spcxr.models.vit import build_vit
 from spcxr.models.weights import load_encoder_weights, save_model_folder
 from spcxr.objectives.gmml import GMML
 from spcxr.objectives.table import OBJECTIVES
+from spcxr.ops.masked_patch_gather import masked_patch_gather
+from spcxr.ops.views import pixel_mask
 from spcxr.recipes import views
 from spcxr.recipes.images import any_drawn, open_images
 from spcxr.recipes.pretrain_config import PretrainConfig
@@ -186,6 +189,11 @@ class Loop:
     journal: Journal
     signals: Signals
 
+    @property
+    def token_type(self) -> torch.dtype:
+        """What the encoder's first product is computed in."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
     def save(self, position: Position) -> None:
         """Write a checkpoint."""
         objective, optimizer = self.training.objective, self.training.optimizer
@@ -269,12 +277,10 @@ def learn_step(loop: Loop, parts: list[views.Batch], step: int) -> tuple[Step, d
     """
     training, config = loop.training, loop.training.config
     seed_step(config.seed, step)
-    hidden = [int(part.plan.mask.sum()) for part in parts]
+    hidden = [int(part.fill.mask.sum()) for part in parts]
     losses: dict[str, Tensor] = {}
     for part, count in zip(parts, hidden, strict=True):
-        clean, corrupted, mask = views.show(part, training.store, config.image_px, training.device)
-        with autocast(training.device, loop.precision):
-            found = training.objective(corrupted, clean, mask)
+        found = losses_of(loop, part)
         share = count / max(sum(hidden), 1)
         (found["loss"] * share).backward()
         for name, value in found.items():
@@ -283,6 +289,14 @@ def learn_step(loop: Loop, parts: list[views.Batch], step: int) -> tuple[Step, d
     set_rates(training.optimizer, lr=rates["lr"], weight_decay=rates["weight_decay"])
     outcome = take_step(training.optimizer, losses["loss"], clip=config.clip)
     return outcome, {name: float(value) for name, value in losses.items()}
+
+
+def losses_of(loop: Loop, batch: views.Batch) -> dict[str, Tensor]:
+    """Move a batch to the device, corrupt it there, and ask the objective."""
+    here = batch.to(loop.training.device)
+    corrupted = masked_patch_gather(*here, dtype=loop.token_type)
+    with autocast(loop.training.device, loop.precision):
+        return loop.training.objective(corrupted, here.views, here.fill.mask)
 
 
 @torch.no_grad()
@@ -296,13 +310,9 @@ def validate(loop: Loop, position: Position) -> Position:
     for i in range(0, len(training.held_out), size):
         rows = training.held_out[i : i + size]
         batch = views.draw(training.store, rows, training.config.law, epoch=None)
-        clean, corrupted, mask = views.show(
-            batch, training.store, training.config.image_px, training.device
-        )
-        with autocast(training.device, loop.precision):
-            loss = training.objective(corrupted, clean, mask)["loss"]
+        count = int(batch.fill.mask.sum())
         # The loss is a mean over hidden pixels, so batches count by theirs.
-        total, hidden = total + float(loss) * int(mask.sum()), hidden + int(mask.sum())
+        total, hidden = total + float(losses_of(loop, batch)["loss"]) * count, hidden + count
     loss_value = total / max(hidden, 1)
     epoch = position.step // training.epoch_steps
     loop.journal.record("val", position.step, {"loss": loss_value, "epoch": epoch})
@@ -320,11 +330,16 @@ def picture(loop: Loop, epoch: int) -> None:
     """
     training, store = loop.training, loop.training.store
     rows = (training.held_out if len(training.held_out) else training.rows)[:SHOWN]
-    batch = views.draw(store, rows, training.config.law, epoch=None)
-    clean, corrupted, mask = views.show(batch, store, training.config.image_px, training.device)
+    batch = views.draw(store, rows, training.config.law, epoch=None).to(training.device)
+    corrupted = masked_patch_gather(*batch, dtype=loop.token_type)
     training.objective.eval()
     with autocast(training.device, loop.precision):
-        rebuilt = training.objective.reconstruct(corrupted).float()
+        rebuilt = training.objective.reconstruct(corrupted, batch.views.grid).float()
+    mask = pixel_mask(batch.views, batch.fill.mask)
+    clean, corrupted, rebuilt = (
+        unpatchify(rows.float(), batch.views.grid, batch.views.patch_px)
+        for rows in (masked_patch_gather(batch.views), corrupted, rebuilt)
+    )
     columns = {
         "original": clean,
         "corrupted": corrupted,

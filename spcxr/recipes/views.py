@@ -1,26 +1,20 @@
-"""From the rows of a store to what the encoder is shown: crop, normalise, corrupt.
+"""From the rows of a store to what is to be done to them: crops, normalisation, corruption.
 
-Drawing is done on the CPU, ahead of the step; changing pixels on the device that trains.
+Drawing is done on the CPU, ahead of the step; pixels are changed on the device that trains, by
+`ops.masked_patch_gather`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from spcxr.data.store import Store
-from spcxr.objectives.corruption import (
-    Corruption,
-    Crops,
-    Plan,
-    corrupt,
-    sample_crops,
-    sample_plan,
-)
-from spcxr.ops.crop_resize import crop_resize
+from spcxr.objectives.corruption import Corruption, sample_crops, sample_fill
+from spcxr.ops.views import Fill, Views
 from spcxr.train.batches import Rows
 
 
@@ -36,13 +30,15 @@ class ViewLaw:
     seed: int
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Images as stored, ``pixels [B, 1, S, S]`` uint8 or uint16, and what is to be done to them."""
+class Batch(NamedTuple):
+    """Images as stored, how they become views, and what is hidden of them."""
 
-    pixels: Tensor
-    crops: Crops
-    plan: Plan
+    views: Views
+    fill: Fill
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(self.views.to(device), self.fill.to(device))
 
 
 def draw(store: Store, rows: Rows, law: ViewLaw, epoch: int | None) -> Batch:
@@ -50,38 +46,23 @@ def draw(store: Store, rows: Rows, law: ViewLaw, epoch: int | None) -> Batch:
 
     ``epoch`` None is for held-out images: the whole image, and the same corruption each time.
     """
-    ids = torch.from_numpy(rows)
+    ids, size = torch.from_numpy(rows), (law.image_px, law.image_px)
     pixels = torch.from_numpy(store.images(rows))[:, None]
-    source = (pixels.shape[2], pixels.shape[3])
-    if epoch is None:
-        whole = torch.tensor([0.0, 0.0, *source]).expand(len(rows), 4).contiguous()
-        crops = Crops(whole, torch.zeros(len(rows), dtype=torch.bool))
-    else:
-        crops = sample_crops(
+    boxes = flip = None
+    if epoch is not None:
+        boxes, flip = sample_crops(
             ids,
             seed=law.seed,
             epoch=epoch,
             scale=law.crop_scale,
             flip_p=law.flip_p,
-            source_px=source,
+            source_px=(pixels.shape[2], pixels.shape[3]),
         )
-    plan = sample_plan(
-        ids,
-        law.corruption,
-        seed=law.seed,
-        epoch=epoch or 0,
-        shape=(1, law.image_px, law.image_px),
-        patch_px=law.patch_px,
+    # (pixel / white - mean) / std
+    scale = 1.0 / (np.iinfo(store.dtype).max * store.std)
+    levels = torch.tensor([scale, -store.mean / store.std], dtype=torch.float32)
+    scales, shifts = levels[:, None].repeat(1, len(rows))
+    fill = sample_fill(
+        ids, law.corruption, seed=law.seed, epoch=epoch or 0, size=size, patch_px=law.patch_px
     )
-    return Batch(pixels, crops, plan)
-
-
-def show(
-    batch: Batch, store: Store, size_px: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Clean and corrupted views ``[B, 1, H, W]`` float32, normalised; the mask ``[B, H, W]``."""
-    pixels = batch.pixels.to(device, non_blocking=True)
-    views = crop_resize(pixels, batch.crops.boxes, batch.crops.flip, (size_px, size_px))
-    clean = (views / np.iinfo(store.dtype).max - store.mean) / store.std
-    corrupted, mask = corrupt(clean, batch.plan.to(device))
-    return clean, corrupted, mask
+    return Batch(Views(pixels, boxes, flip, scales, shifts, size, law.patch_px), fill)

@@ -4,24 +4,31 @@ import pytest
 import torch
 
 from spcxr.errors import SpcxrError
+from spcxr.models.patches import unpatchify
 from spcxr.objectives.corruption import (
-    ALIEN,
-    FILLS,
     Corruption,
-    Plan,
-    corrupt,
     sample_crops,
+    sample_fill,
     sample_partners,
-    sample_plan,
-    shuffle_source,
+    shuffle_sources,
 )
+from spcxr.ops.masked_patch_gather import masked_patch_gather
+from spcxr.ops.views import FILLS, Fill, pixel_mask, whole_views
 
-SHAPE = (1, 32, 48)
+SIZE = (32, 48)
+OTHER = FILLS.index("other")
 
 
-def plan_for(ids, law, seed=0, epoch=0, view=0, shape=SHAPE):
+def fill_for(ids, law, seed=0, epoch=0, view=0, size=SIZE):
     ids = torch.as_tensor(ids)
-    return sample_plan(ids, law, seed=seed, epoch=epoch, view=view, shape=shape, patch_px=16)
+    return sample_fill(ids, law, seed=seed, epoch=epoch, view=view, size=size, patch_px=16)
+
+
+def corrupt(clean, fill):
+    """Corrupted images and the mask of pixels, by the op."""
+    views = whole_views(clean, patch_px=16)
+    rows = masked_patch_gather(views, fill)
+    return unpatchify(rows, views.grid, 16), pixel_mask(views, fill.mask)
 
 
 # --- crops ----------------------------------------------------------------------------------
@@ -108,58 +115,61 @@ def test_a_repeated_image_is_not_its_own_partner():
 @pytest.mark.parametrize(
     ("fills", "shares"),
     [
-        (("noise",), {0: 1 / 2, ALIEN: 1 / 2}),
-        (("zeros", "other"), {1: 1 / 3, 2: 1 / 3, ALIEN: 1 / 3}),
+        (("noise",), {"noise": 1 / 2, "other": 1 / 2}),
+        (("zeros", "other"), {"zeros": 1 / 3, "other": 2 / 3}),
     ],
 )
 def test_either_or_shares(fills, shares):
-    kind = plan_for(range(1500), Corruption(fills=fills), shape=(1, 16, 16)).kind
-    for number, share in shares.items():
-        assert (kind == number).float().mean().item() == pytest.approx(share, abs=0.04)
-    assert set(kind.tolist()) == set(shares)
+    kind = fill_for(range(1500), Corruption(fills=fills), size=(16, 16)).kind
+    for name, share in shares.items():
+        found = (kind == FILLS.index(name)).float().mean().item()
+        assert found == pytest.approx(share, abs=0.04)
+    assert set(kind.tolist()) == {FILLS.index(name) for name in shares}
 
 
 def test_alien_ratio_zero_switches_pasting_off():
-    kind = plan_for(range(100), Corruption(alien_ratio=0.0), shape=(1, 16, 16)).kind
+    kind = fill_for(range(100), Corruption(alien_ratio=0.0), size=(16, 16)).kind
     assert set(kind.tolist()) == {FILLS.index("noise")}
 
 
 def test_ratios_belong_to_their_kind():
-    plan = plan_for(range(300), Corruption(mask_ratio=0.75, alien_ratio=0.3), shape=(1, 64, 64))
-    cover = plan.mask.float().mean((1, 2))
-    pasted = plan.kind == ALIEN
+    fill = fill_for(range(300), Corruption(mask_ratio=0.75, alien_ratio=0.3), size=(64, 64))
+    cover = fill.mask.float().mean((1, 2))
+    pasted = fill.kind == OTHER
     assert cover[pasted].mean().item() == pytest.approx(0.31, abs=0.02)
     assert cover[~pasted].mean().item() == pytest.approx(0.635, abs=0.02)
 
 
-# --- plans ----------------------------------------------------------------------------------
+# --- fills ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("name", FILLS)
 @pytest.mark.parametrize("align_patches", [False, True])
-def test_a_plan_depends_on_the_image_not_on_its_batch(fill, align_patches):
-    law = Corruption(fills=(fill,), align_patches=align_patches)
-    many, few = plan_for([5, 9, 2, 7, 8], law), plan_for([7, 9], law)
-    for name in ("mask", "kind", "noise") + (("source",) if fill == "shuffle" else ()):
-        inside, alone = getattr(many, name)[[3, 1]], getattr(few, name)
-        assert torch.equal(inside, alone) or name == "source"
-    if fill == "shuffle":
-        for a, b, m in zip(many.source[[3, 1]], few.source, few.mask, strict=True):
-            assert torch.equal(a[m], b[m])
+def test_a_fill_depends_on_the_image_not_on_its_batch(name, align_patches):
+    law = Corruption(fills=(name,), align_patches=align_patches)
+    many, few = fill_for([5, 9, 2, 7, 8], law), fill_for([7, 9], law)
+    for part in ("mask", "kind", "blocks", "sources"):
+        assert torch.equal(getattr(many, part)[[3, 1]], getattr(few, part))
+    assert (many.blocks.shape[1] > 0) == (name == "shuffle")
 
 
-def test_plans_change_with_seed_epoch_and_view():
+def test_fills_change_with_seed_epoch_and_view():
     law = Corruption(alien_ratio=0.0)
-    base = plan_for(range(4), law)
+    base, clean = fill_for(range(4), law), torch.zeros(4, 1, *SIZE)
     for change in ({"seed": 1}, {"epoch": 1}, {"view": 1}):
-        other = plan_for(range(4), law, **change)
+        other = fill_for(range(4), law, **change)
         assert not any(torch.equal(a, b) for a, b in zip(base.mask, other.mask, strict=True))
-        assert not any(torch.equal(a, b) for a, b in zip(base.noise, other.noise, strict=True))
+        noisy, other_noisy = corrupt(clean, base)[0], corrupt(clean, other)[0]
+        both = (noisy != 0) & (other_noisy != 0)
+        assert both.any()
+        assert not (noisy == other_noisy)[both].any()
 
 
 def test_aligned_masks_hide_whole_patches():
     def shares_hidden(law):
-        mask = plan_for(range(20), law).mask
+        mask = pixel_mask(
+            whole_views(torch.zeros(20, 1, *SIZE), patch_px=16), fill_for(range(20), law).mask
+        )
         return set(mask.reshape(20, 2, 16, 3, 16).float().mean((2, 4)).unique().tolist())
 
     assert shares_hidden(Corruption(align_patches=True)) == {0.0, 1.0}
@@ -172,9 +182,7 @@ def test_refuses_laws_and_shapes_that_cannot_be():
     with pytest.raises(SpcxrError, match="mask_ratio 0"):
         Corruption(mask_ratio=0)
     with pytest.raises(SpcxrError, match="33x48 px does not divide"):
-        plan_for([1], Corruption(align_patches=True), shape=(1, 33, 48))
-    with pytest.raises(SpcxrError, match="sample the plan for these images"):
-        corrupt(torch.zeros(3, 1, 32, 48), plan_for([1, 2], Corruption()))
+        fill_for([1], Corruption(align_patches=True), size=(33, 48))
 
 
 # --- corruption -----------------------------------------------------------------------------
@@ -184,27 +192,27 @@ def test_refuses_laws_and_shapes_that_cannot_be():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_changes_what_is_masked_and_nothing_else(fill, channels):
     torch.manual_seed(0)
-    clean = torch.rand(12, channels, 32, 48) + 3.0
+    clean = torch.rand(12, channels, *SIZE) + 3.0
     before = clean.clone()
-    plan = plan_for(range(12), Corruption(fills=(fill,)), shape=(channels, 32, 48))
-    corrupted, mask = corrupt(clean, plan)
+    drawn = fill_for(range(12), Corruption(fills=(fill,)))
+    corrupted, mask = corrupt(clean, drawn)
     hidden = mask[:, None].expand_as(clean)
     assert torch.equal(corrupted[~hidden], clean[~hidden])
     assert bool((corrupted[hidden] != clean[hidden]).all())
     assert torch.equal(clean, before)
-    assert torch.equal(corrupt(clean, plan)[0], corrupted)
+    assert torch.equal(corrupt(clean, drawn)[0], corrupted)
     assert mask.any((1, 2)).all()
 
 
 def test_each_fill_is_what_its_name_says():
     torch.manual_seed(0)
     clean = torch.rand(64, 1, 32, 48) + 3.0
-    plan = plan_for(range(64), Corruption(fills=FILLS))
-    corrupted, mask = corrupt(clean, plan)
-    assert set(plan.kind.tolist()) == {0, 1, 2, 3, ALIEN}
+    fill = fill_for(range(64), Corruption(fills=FILLS))
+    corrupted, mask = corrupt(clean, fill)
+    assert set(fill.kind.tolist()) == {0, 1, 2, 3}
     noise = []
-    for i, (kind, m) in enumerate(zip(plan.kind.tolist(), mask, strict=True)):
-        got, partner = corrupted[i, 0][m], clean[plan.partner[i], 0]
+    for i, (kind, m) in enumerate(zip(fill.kind.tolist(), mask, strict=True)):
+        got, partner = corrupted[i, 0][m], clean[fill.partner[i], 0]
         if kind == FILLS.index("noise"):
             noise.append(got)
         elif kind == FILLS.index("zeros"):
@@ -218,53 +226,46 @@ def test_each_fill_is_what_its_name_says():
     assert field.std().item() == pytest.approx(1.0, abs=0.05)
 
 
-def test_shuffle_equals_the_plain_loop():
-    torch.manual_seed(0)
-    blocks = torch.tensor(
-        [[[2, 3, 5, 6], [4, 5, 8, 4], [0, 0, 0, 0]], [[0, 0, 1, 1], [15, 19, 1, 1], [3, 3, 3, 3]]]
-    )
-    places = torch.rand(2, 3, 2)
-    source = shuffle_source(blocks, places, (16, 20))
-    clean = torch.rand(2, 16, 20)
-    wanted, covered = clean.clone(), torch.zeros(2, 16, 20, dtype=torch.bool)
-    for b in range(2):
-        for (top, left, h, w), (u, v) in zip(blocks[b].tolist(), places[b].tolist(), strict=True):
-            if h == 0:
-                continue
-            corners = [r for r in range(16 - h + 1) if r != top]
-            corners = corners[top:] + corners[:top]  # counted from the rectangle's own row
-            row, column = corners[int(u * len(corners))], int(v * (20 - w + 1))
-            wanted[b, top : top + h, left : left + w] = clean[b, row : row + h, column : column + w]
-            covered[b, top : top + h, left : left + w] = True
-    made = clean.flatten(1).gather(1, source.flatten(1)).view_as(clean)
-    assert torch.equal(made, wanted)
-    own_row = source // 20 == torch.arange(16)[:, None]
-    assert not own_row[covered].any()
-    assert own_row[~covered].all()
+def test_shuffle_reads_other_rows_of_the_image():
+    blocks = torch.tensor([[[2, 3, 5, 6], [4, 5, 8, 4], [0, 0, 0, 0], [0, 0, 16, 2]]]).int()
+    seen = set()
+    for draw in range(200):
+        generator = torch.Generator().manual_seed(draw)
+        places = torch.rand(1, 4, 2, generator=generator, dtype=torch.float64)
+        sources = shuffle_sources(blocks, places, (16, 20))
+        (top, left), (below, beside), _, (whole, _) = sources[0].tolist()
+        assert 0 <= top <= 11
+        assert top != 2
+        assert 0 <= left <= 14
+        assert 0 <= below <= 8
+        assert below != 4
+        assert 0 <= beside <= 16
+        assert whole == 0  # as tall as the image: only columns move
+        seen.add(top)
+    assert seen == set(range(12)) - {2}
+    edge = torch.full((1, 4, 2), 1 - 2.0**-32, dtype=torch.float64)
+    last = shuffle_sources(blocks, edge, (16, 20))[0] + blocks[0, :, 2:]
+    assert bool((last <= torch.tensor([16, 20])).all())
 
 
 def test_a_batch_of_one_falls_to_noise():
-    for fill in ("other", "zeros"):
+    for name in ("other", "zeros"):
         for image_id in range(12):
-            plan = plan_for([image_id], Corruption(fills=(fill,)))
-            assert plan.kind.item() in (FILLS.index("noise"), FILLS.index("zeros"))
-            corrupted, mask = corrupt(torch.full((1, *SHAPE), 7.0), plan)
+            fill = fill_for([image_id], Corruption(fills=(name,)))
+            assert fill.kind.item() in (FILLS.index("noise"), FILLS.index("zeros"))
+            corrupted, mask = corrupt(torch.full((1, 1, *SIZE), 7.0), fill)
             assert bool((corrupted[:, 0][mask] != 7.0).all())
 
 
 def test_an_empty_batch():
-    plan = plan_for(torch.zeros(0, dtype=torch.int64), Corruption(fills=FILLS))
-    corrupted, mask = corrupt(torch.zeros(0, *SHAPE), plan)
-    assert corrupted.shape == (0, *SHAPE)
-    assert mask.shape == (0, 32, 48)
+    fill = fill_for(torch.zeros(0, dtype=torch.int64), Corruption(fills=FILLS))
+    corrupted, mask = corrupt(torch.zeros(0, 1, *SIZE), fill)
+    assert corrupted.shape == (0, 1, *SIZE)
+    assert mask.shape == (0, *SIZE)
 
 
-def test_keeps_the_images_dtype():
-    clean = torch.ones(3, *SHAPE, dtype=torch.bfloat16)
-    assert corrupt(clean, plan_for(range(3), Corruption()))[0].dtype == torch.bfloat16
-
-
-def test_a_plan_moves_as_a_whole():
-    plan = plan_for(range(2), Corruption(fills=("shuffle",))).to("meta")
-    assert isinstance(plan, Plan)
-    assert {t.device.type for t in vars(plan).values()} == {"meta"}
+def test_a_fill_moves_as_a_whole():
+    fill = fill_for(range(2), Corruption(fills=("shuffle",))).to("meta")
+    assert isinstance(fill, Fill)
+    assert {t.device.type for t in fill[:6]} == {"meta"}
+    assert fill[6:] == (0, 0, 0)
