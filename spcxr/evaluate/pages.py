@@ -17,7 +17,7 @@ import spcxr
 from spcxr.evaluate import metrics, plots
 from spcxr.evaluate.intervals import Interval, resample_counts
 from spcxr.evaluate.overlays import grid
-from spcxr.evaluate.report import Cell, Picture, Section, Table
+from spcxr.evaluate.report import Cell, Picture, Table
 from spcxr.evaluate.summary import ClassSummary
 
 Array = NDArray[Any]
@@ -213,18 +213,6 @@ def interval_picture(
     )
     title = TITLES.get(metric, metric)
     return Picture(caption, f"{title}. {said}.", svg=plots.intervals(rows, x_label=title))
-
-
-def loss_section(curves: Mapping[str, tuple[Array, Array]], *, text: str = "") -> Section:
-    """Loss curves by name: each ``(epochs, values)``; one plot a name, for scales differ."""
-    pictures = []
-    for name, (x, y) in curves.items():
-        drawn = plots.loss_curves(
-            [plots.Curve(name, np.asarray(x), np.asarray(y))], x_label="epoch", y_label="loss"
-        )
-        said = f"Loss of {name}, from {y[0]:.4f} at epoch {x[0]:g} to {y[-1]:.4f} at {x[-1]:g}."
-        pictures.append(Picture(name, said, svg=drawn))
-    return Section("Loss", text=text, pictures=pictures)
 
 
 def provenance(facts: Mapping[str, object]) -> dict[str, str]:
