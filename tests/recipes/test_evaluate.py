@@ -303,6 +303,20 @@ def test_the_class_of_the_largest_logit_is_drawn(work, winner):
     assert (masks == winner).all()
 
 
+def test_a_group_whose_classes_are_all_uncertain_is_no_group(work, tmp_path):
+    """One class known and another uncertain (-1) is not one of many: the row is not measured."""
+    count = 90
+    site = ["xyz"[i // 30] for i in range(count)]
+    given = {name: [str(int(i % 3 == k)) for i in range(count)] for k, name in enumerate(NAMES)}
+    given["normal"] = ["-1" if s == "x" else v for s, v in zip(site, given["normal"], strict=True)]
+    store = make_store(tmp_path / "store", count=count, label=[""] * count, site=site, **given)
+    test_set = TestSet("all", "here", store, np.arange(count))
+    trained = load_trained(work / "classes")
+    found = measure(trained, test_set, Settings(64, CPU, "fp32", n_bootstrap=100))
+    assert found.n_rows == 60
+    assert list(found.details["subgroups"]["site"]) == ["y", "z"]
+
+
 def test_two_models_are_paired_though_one_finds_nothing_where_there_is_nothing(work, tmp_path):
     """Empty mask and empty prediction have no Dice; the rows are the same ones all the same."""
     store = make_store(tmp_path / "store", empty=(0, 7))
