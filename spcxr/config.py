@@ -185,15 +185,3 @@ def to_dict(config: Config) -> dict[str, Any]:
     """Plain values (tuples become lists), ready for YAML and valid as ``--config`` again."""
     made = dataclasses.asdict(config)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in made.items()}
-
-
-def to_yaml(config: Config) -> str:
-    """The text of ``config.yaml``.
-
-    >>> @dataclass(frozen=True)
-    ... class Cook(Config):
-    ...     egg_count: int = setting(2, "eggs")
-    >>> print(to_yaml(Cook()), end="")
-    egg_count: 2
-    """
-    return yaml.safe_dump(to_dict(config), sort_keys=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from spcxr.data.tables import Columns
 from spcxr.errors import SpcxrError
@@ -23,12 +23,12 @@ def parse_labels(
         plain = [c for c in text if c not in {*reserved, "label"} and _all_labels(text[c])]
         if "label" in text and not classes and _all_labels(text["label"]):
             plain.append("label")
-        if len(classes) > MOST_CLASSES:
-            raise SpcxrError(
-                f"{name}: column 'label' holds {len(classes)} different values; "
-                "name the label columns with --labels, or rename it"
-            )
         chosen = [*plain, *classes]
+    if len(classes) > MOST_CLASSES and not classes.keys().isdisjoint(chosen):
+        raise SpcxrError(
+            f"{name}: column 'label' holds {len(classes)} different values; "
+            "name other label columns with --labels, or rename it"
+        )
     made: dict[str, list[int | None]] = {}
     for column in chosen:
         if column in text and column in classes and not wanted:
@@ -43,7 +43,40 @@ def parse_labels(
         else:
             found = ", ".join([*(c for c in text if c not in reserved), *classes]) or "none"
             raise SpcxrError(f"{name}: no label column {column!r}; columns that could be: {found}")
+    if made.keys() & classes.keys():
+        _refuse_twins(text["label"], classes, name)
     return made
+
+
+def _twins(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in upper and lower case only, together."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _refuse_twins(cells: list[str], classes: Iterable[str], name: str) -> None:
+    """One class spelt two ways would be two, each wrong in the other's rows."""
+    for group in _twins(classes):
+        row = {v: next(n for n, c in enumerate(cells, 2) if v in _parts(c)) for v in group}
+        said = " and ".join(f"{value!r} (row {row[value]})" for value in group)
+        raise SpcxrError(
+            f"{name}: values of 'label' that differ in case only: {said}; spell them alike"
+        )
+
+
+def twin_labels(labels: Iterable[str], name: str) -> tuple[str, ...]:
+    """A note for each group of labels whose names differ in upper and lower case only.
+
+    >>> twin_labels(["Pneumonia", "covid", "pneumonia"], "m.csv")
+    ("m.csv: labels 'Pneumonia' and 'pneumonia' differ in case only and are learned as two; ...",)
+    """
+    return tuple(
+        f"{name}: labels {' and '.join(map(repr, group))} differ in case only and are learned as "
+        f"{'two' if len(group) == 2 else len(group)}; choose with --labels, or rename one"
+        for group in _twins(labels)
+    )
 
 
 def _all_labels(cells: list[str]) -> bool:
@@ -55,11 +88,16 @@ def _classes(cells: list[str]) -> dict[str, list[int | None]]:
     """One column per distinct value of a text column; a blank cell is unknown in all of them."""
     if set(cells) <= LABEL_VALUES.keys():
         return {}
-    parts = [[p.strip() for p in cell.split("|") if p.strip()] for cell in cells]
+    parts = [_parts(cell) for cell in cells]
     values = sorted({value for row in parts for value in row})
     if len(values) > MOST_CLASSES:
         return {value: [] for value in values}  # refused by the caller before anyone reads them
     return {v: [int(v in row) if row else None for row in parts] for v in values}
+
+
+def _parts(cell: str) -> list[str]:
+    """The classes that one cell names: ``a|b`` = both."""
+    return [part.strip() for part in cell.split("|") if part.strip()]
 
 
 def _label_cells(cells: list[str], column: str, name: str) -> list[int | None]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spcxr.data.labels import almost_labels, parse_labels
+from spcxr.data.labels import almost_labels, parse_labels, twin_labels
 from spcxr.data.splits import RATIOS, fill_splits, refuse_leaks
 from spcxr.data.tables import Columns, read_table, years
 from spcxr.errors import SpcxrError
@@ -112,6 +112,7 @@ class Manifest:
         parsed = parse_labels(text, RESERVED, tuple(labels), name)
         if not labels:
             notes += almost_labels(text, {*RESERVED, "label", *parsed}, name)
+            notes += twin_labels(parsed, name)
         arrays: dict[str, pa.Array] = {}
         for key, cells in text.items():
             arrays[key] = pa.array(cells, pa.string())
@@ -267,6 +268,8 @@ def concatenate(manifests: Sequence[Manifest]) -> Manifest:
     bare = [m.table.replace_schema_metadata(None) for m in manifests]
     table = pa.concat_tables(bare, promote_options="default")
     notes = tuple(dict.fromkeys(note for m in manifests for note in m.notes))
+    if not any(twin_labels(m.labels, "") for m in manifests):
+        notes += twin_labels(labels, "all sources together")
     made = Manifest(table.combine_chunks(), labels, notes)
     blanks = {
         field.name: made.table.column(field.name).fill_null("")

@@ -129,3 +129,11 @@ def grid(
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def side_by_side(examples: Sequence[tuple[str, float, Array, Array]]) -> bytes:
+    """Examples ``(caption, Dice, image, overlay)`` in columns, the plain images above -> PNG."""
+    captions = [f"{name}: Dice {value:.3f}" for name, value, _, _ in examples]
+    plain = [image for _, _, image, _ in examples]
+    drawn = [picture for _, _, _, picture in examples]
+    return grid([plain, drawn], captions)

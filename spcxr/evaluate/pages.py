@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 import spcxr
 from spcxr.evaluate import metrics, plots
 from spcxr.evaluate.intervals import Interval, resample_counts
-from spcxr.evaluate.overlays import grid
-from spcxr.evaluate.report import Cell, Picture, Section, Table
-from spcxr.evaluate.summary import ClassSummary
+from spcxr.evaluate.overlays import side_by_side
+from spcxr.evaluate.report import Cell, Picture, Table
+from spcxr.evaluate.summary import ClassSummary, usable_rows
 
 Array = NDArray[Any]
 
@@ -110,8 +110,7 @@ def class_plots(
     summary, labels, scores, patients
         as given to and made by `summarise_classes`.
     """
-    known = ~np.isnan(labels)
-    kept = known.any(1) if summary.multilabel else known.all(1) & ((labels == 1).sum(1) == 1)
+    kept = usable_rows(labels, multilabel=summary.multilabel)
     truth, score, who = labels[kept], scores[kept], np.asarray(patients)[kept]
     usable = [k for k, name in enumerate(summary.names) if name not in summary.left_out]
     pictures = []
@@ -192,15 +191,12 @@ def overlay_picture(examples: Sequence[tuple[str, float, Array, Array]], what: s
     >>> overlay_picture([("best", 0.97, tile, tile)], "lungs").alt
     'Outlines of lungs over radiographs: best, Dice 0.970.'
     """
-    columns = [f"{name}: Dice {value:.3f}" for name, value, _, _ in examples]
-    plain = [image for _, _, image, _ in examples]
-    drawn = [picture for _, _, _, picture in examples]
     said = "; ".join(f"{name}, Dice {value:.3f}" for name, value, _, _ in examples)
     return Picture(
         f"{what}: the prediction in orange, the true mask in blue; {said}. "
         "The upper row shows the images alone.",
         f"Outlines of {what} over radiographs: {said}.",
-        png=grid([plain, drawn], columns),
+        png=side_by_side(examples),
     )
 
 
@@ -213,18 +209,6 @@ def interval_picture(
     )
     title = TITLES.get(metric, metric)
     return Picture(caption, f"{title}. {said}.", svg=plots.intervals(rows, x_label=title))
-
-
-def loss_section(curves: Mapping[str, tuple[Array, Array]], *, text: str = "") -> Section:
-    """Loss curves by name: each ``(epochs, values)``; one plot a name, for scales differ."""
-    pictures = []
-    for name, (x, y) in curves.items():
-        drawn = plots.loss_curves(
-            [plots.Curve(name, np.asarray(x), np.asarray(y))], x_label="epoch", y_label="loss"
-        )
-        said = f"Loss of {name}, from {y[0]:.4f} at epoch {x[0]:g} to {y[-1]:.4f} at {x[-1]:g}."
-        pictures.append(Picture(name, said, svg=drawn))
-    return Section("Loss", text=text, pictures=pictures)
 
 
 def provenance(facts: Mapping[str, object]) -> dict[str, str]:

@@ -136,34 +136,26 @@ def roc(curves: Sequence[Curve]) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(4.2, 4.2)
         axes.plot([0, 1], [0, 1], color=INK, alpha=0.4, lw=0.8, ls=":")
-        _draw(axes, curves)
-        axes.set(
-            xlabel="1 − specificity (false positive rate)",
-            ylabel="sensitivity (true positive rate)",
-            xlim=(-0.01, 1.01),
-            ylim=(-0.01, 1.01),
-            aspect="equal",
-        )
-        _legend(axes, len(curves))
+        _draw_rates(axes, curves)
+        axes.set_xlabel("1 − specificity (false positive rate)")
+        axes.set_ylabel("sensitivity (true positive rate)")
         return _svg(figure)
 
 
-def precision_recall(curves: Sequence[Curve], prevalence: float | None = None) -> str:
-    """Precision (y) over recall (x); the dotted line is what chance gives -> SVG text."""
+def precision_recall(curves: Sequence[Curve]) -> str:
+    """Precision (y) over recall (x) -> SVG text."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(4.2, 4.2)
-        if prevalence is not None:
-            axes.axhline(prevalence, color=INK, alpha=0.4, lw=0.8, ls=":")
-        _draw(axes, curves)
-        axes.set(
-            xlabel="recall (sensitivity)",
-            ylabel="precision",
-            xlim=(-0.01, 1.01),
-            ylim=(-0.01, 1.01),
-            aspect="equal",
-        )
-        _legend(axes, len(curves))
+        _draw_rates(axes, curves)
+        axes.set(xlabel="recall (sensitivity)", ylabel="precision")
         return _svg(figure)
+
+
+def _draw_rates(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Curves between 0 and 1 either way, in a square, with their names."""
+    _draw(axes, curves)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    _legend(axes, len(curves))
 
 
 def _legend(axes: Axes, count: int) -> None:

@@ -42,6 +42,18 @@ class ClassSummary:
     left_out: tuple[str, ...]
 
 
+def usable_rows(labels: Array, *, multilabel: bool) -> NDArray[np.bool_]:
+    """Rows ``(n,)`` that can be measured: any label known; of one of many, all, and exactly one 1.
+
+    >>> usable_rows(np.array([[1, np.nan], [1, 0], [0, 0]]), multilabel=False).tolist()
+    [False, True, False]
+    """
+    known = ~np.isnan(labels)
+    if multilabel:
+        return np.asarray(known.any(1))
+    return np.asarray(known.all(1) & ((labels == 1).sum(1) == 1))
+
+
 def summarise_classes(
     labels: Array,
     scores: Array,
@@ -81,8 +93,7 @@ def summarise_classes(
     >>> str(made.overall["accuracy"]), made.positives["a"]
     ('1.000 (1.000 to 1.000)', (26, 60))
     """
-    known = ~np.isnan(labels)
-    kept = known.any(1) if multilabel else known.all(1) & ((labels == 1).sum(1) == 1)
+    kept = usable_rows(labels, multilabel=multilabel)
     if not kept.any():
         raise SpcxrError(
             f"no row with a known label among {', '.join(names)}; check the label columns"

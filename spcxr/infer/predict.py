@@ -23,6 +23,7 @@ from spcxr.models.decoder import Segmenter, UNETRDecoder
 from spcxr.models.heads import ClassificationHead, Classifier
 from spcxr.models.weights import load_model_folder
 from spcxr.ops.crop_resize import crop_resize
+from spcxr.train.device import Compute
 
 Rows = NDArray[np.int64]
 
@@ -140,10 +141,7 @@ def forward_batches(
     store: Store,
     rows: Rows,
     normalisation: Normalisation,
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
+    compute: Compute,
 ) -> Iterator[tuple[Rows, Tensor]]:
     """Yield ``(rows of the batch, the model's output in float32 on the device)``.
 
@@ -155,12 +153,13 @@ def forward_batches(
         an output that is not finite; the message names the store's row.
     """
     encoder: Any = model.encoder
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        images = network_input(store.images(batch), encoder.image_px, normalisation, device)
+    for start in range(0, len(rows), compute.batch_size):
+        batch = rows[start : start + compute.batch_size]
+        pixels = store.images(batch)
+        images = network_input(pixels, encoder.image_px, normalisation, compute.device)
         was_training = model.training
         model.eval()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with compute.autocast():
             output = model(images)
         model.train(was_training)
         output = output.float()
@@ -179,21 +178,10 @@ def predict_classes(
     store: Store,
     rows: Rows,
     normalisation: Normalisation,
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
+    compute: Compute,
 ) -> NDArray[np.float32]:
     """Logits ``(n, K)`` float32 of a `Classifier` for ``rows`` of a store, in their order."""
-    batches = forward_batches(
-        model,
-        store,
-        rows,
-        normalisation,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-    )
+    batches = forward_batches(model, store, rows, normalisation, compute)
     found = [output.cpu().numpy() for _, output in batches]
     return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
@@ -203,10 +191,7 @@ def predict_masks(
     store: Store,
     rows: Rows,
     normalisation: Normalisation,
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
+    compute: Compute,
 ) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
     """Yield ``(rows, masks)`` of a `Segmenter`, batch by batch, so that memory stays flat.
 
@@ -214,15 +199,7 @@ def predict_masks(
     resampled bilinearly from the model's size before the largest is taken, which gives smoother
     borders than resampling the decision.
     """
-    for batch, logits in forward_batches(
-        model,
-        store,
-        rows,
-        normalisation,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-    ):
+    for batch, logits in forward_batches(model, store, rows, normalisation, compute):
         side = store.preprocess.size_px
         if logits.shape[2:] != (side, side):
             logits = torch.nn.functional.interpolate(

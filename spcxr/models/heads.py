@@ -36,7 +36,7 @@ class ReconstructionHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """Logits from concat(cls, mean patch): dropout, then one Linear 2D -> K.
+    """Logits from concat(cls, mean patch): one Linear 2D -> K.
 
     Source: DINO's linear evaluation (arXiv 2104.14294): cls and the mean of the patch tokens, both
     after the encoder's final norm; weights N(0, .01), zero bias. No further LayerNorm, since the
@@ -47,17 +47,15 @@ class ClassificationHead(nn.Module):
     torch.Size([2, 3])
     """
 
-    def __init__(self, *, width: int, classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, *, width: int, classes: int) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2 * width, classes)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Normed tokens ``[B, 1 + N, D]``, cls first -> logits ``[B, K]``."""
-        pooled = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
-        return self.fc(self.dropout(pooled))
+        return self.fc(torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
 
 
 class Classifier(nn.Module):

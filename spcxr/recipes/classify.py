@@ -19,13 +19,11 @@ from spcxr.config import setting, to_dict
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate.metrics import auroc, by_class
-from spcxr.evaluate.report import write_json
-from spcxr.evaluate.summary import summarise_classes
+from spcxr.evaluate.summary import ClassSummary, summarise_classes
 from spcxr.infer.predict import predict_classes, probabilities
 from spcxr.models.heads import ClassificationHead, Classifier
-from spcxr.recipes.finetune import FinetuneConfig, Start, begin, rows_of, take_fraction
-from spcxr.recipes.fitting import Course, export, fit, write_predictions
-from spcxr.recipes.images import any_drawn
+from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of, take_fraction
+from spcxr.recipes.fitting import Course, export, fit, set_out, write_results
 from spcxr.recipes.targets import (
     Matrix,
     Rows,
@@ -38,9 +36,9 @@ from spcxr.recipes.targets import (
 )
 from spcxr.train.augment import Warps
 from spcxr.train.checkpoint import Position
-from spcxr.train.device import pick_device, pick_precision
-from spcxr.train.optim import build_adamw
 from spcxr.train.run_folder import open_run
+
+RECIPE = "classify"
 
 
 @dataclass(frozen=True)
@@ -69,18 +67,11 @@ def run(config: ClassifyConfig) -> Path:
     Interrupted
         Ctrl-C or SIGTERM: saved; the message says how to go on.
     """
-    settings = to_dict(config)
-    with open_run(config.out, settings, recipe="classify", resume=config.resume) as folder:
+    with open_run(config.out, to_dict(config), recipe=RECIPE, resume=config.resume) as folder:
         start = begin(config, folder)
-        cohort = choose_cohort(config, start.store)
-        course, task = build(config, folder, start, cohort)
+        course, task = build(config, folder, start, choose_cohort(config, start.store))
         position = fit(course, task)
-        block = {
-            "kind": "classify",
-            "labels": list(cohort.targets.names),
-            "multilabel": cohort.targets.multilabel,
-        }
-        export(course, position, block, course.model.get_submodule("head"), task.score)
+        export(course, task, position, course.model.get_submodule("head"))
         report(course, task, position)
     return folder
 
@@ -89,16 +80,13 @@ def run(config: ClassifyConfig) -> Path:
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """The targets, and the labelled rows to learn from, to choose by and to test on."""
+class Labelled(Cohort):
+    """Rows with labels, and the targets that they hold."""
 
     targets: Targets
-    train: Rows
-    val: Rows
-    test: Rows
 
 
-def choose_cohort(config: ClassifyConfig, store: Store) -> Cohort:
+def choose_cohort(config: ClassifyConfig, store: Store) -> Labelled:
     """Settle labels, kind of task and rows.
 
     Raises
@@ -113,18 +101,13 @@ def choose_cohort(config: ClassifyConfig, store: Store) -> Cohort:
             f"{store.path}: no label columns; add one (1, 0, -1 or blank) to the manifest and "
             "prepare it again"
         )
-    chosen = (
-        (config.train_splits, "--train-splits"),
-        (config.val_splits, "--val-splits"),
-        (config.test_splits, "--test-splits"),
-    )
     values = settle_uncertain(store.manifest.label_matrix(names), config.uncertain)
     if config.task != "multilabel":
-        rows = np.concatenate([rows_of(store, splits, flag) for splits, flag in chosen])
+        rows = np.concatenate([rows_of(store, *chosen) for chosen in config.splits])
         every = store.manifest.label_matrix(store.manifest.labels)[rows]
         values[rows] = keep_chosen(values[rows], settle_uncertain(every, config.uncertain))
     whole = Targets(tuple(names), False, values)
-    train, val, test = (_labelled_rows(whole, store, splits, flag) for splits, flag in chosen)
+    train, val, test = (_labelled_rows(whole, store, *chosen) for chosen in config.splits)
     used = values[np.concatenate([train, val, test])]
     targets = Targets(tuple(names), _is_multilabel(config.task, used, store), values)
     train = train[_fraction(config, store, targets, train)]
@@ -134,7 +117,7 @@ def choose_cohort(config: ClassifyConfig, store: Store) -> Cohort:
             f"{store.path}: no label takes both values in the validation rows, so no epoch can be "
             "chosen by them; widen --val-splits"
         )
-    return Cohort(targets, train, val, test)
+    return Labelled(train, val, test, targets)
 
 
 def _labelled_rows(whole: Targets, store: Store, splits: tuple[str, ...], flag: str) -> Rows:
@@ -199,29 +182,16 @@ def one_of_many(logits: Tensor, values: Tensor, weight: Tensor | None = None) ->
 
 
 def build(
-    config: ClassifyConfig, folder: Path, start: Start, cohort: Cohort
+    config: ClassifyConfig, folder: Path, start: Start, cohort: Labelled
 ) -> tuple[Course, Classification]:
     """Head, optimiser and task on their device."""
-    device = pick_device(config.device)
     targets = cohort.targets
     head = ClassificationHead(width=start.encoder.width, classes=len(targets.names))
-    model = Classifier(start.encoder, head).to(device)
-    start.encoder.requires_grad_(not config.freeze)
-    course = Course(
-        config=config,
-        recipe="classify",
-        folder=folder,
-        start=start,
-        rows=cohort.train,
-        model=model,
-        optimizer=build_adamw(model, layer_decay=config.decay_per_layer),
-        device=device,
-        precision=pick_precision(config.precision, device),
-    )
+    course = set_out(config, RECIPE, folder, start, cohort, Classifier(start.encoder, head))
     weight = None
     if config.class_weights == "auto":
-        known = targets.values[cohort.train]
-        weight = torch.from_numpy(class_weights(known, multilabel=targets.multilabel)).to(device)
+        weights = class_weights(targets.values[cohort.train], multilabel=targets.multilabel)
+        weight = torch.from_numpy(weights).to(course.compute.device)
     return course, Classification(course, cohort, weight)
 
 
@@ -230,7 +200,7 @@ class Classification:
     """The `Task` of the loop: what is lost on a batch, and how well the validation rows go."""
 
     course: Course
-    cohort: Cohort
+    cohort: Labelled
     weight: Tensor | None
     score: str = "macro_auroc"
 
@@ -238,6 +208,16 @@ class Classification:
     def said(self) -> str:
         """The settled kind of task and its labels."""
         return self.cohort.targets.said
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """The labels, in the order of the logits."""
+        targets = self.cohort.targets
+        return {
+            "kind": RECIPE,
+            "labels": list(targets.names),
+            "multilabel": targets.multilabel,
+        }
 
     def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
         """Labels stay what they are, however the image is warped."""
@@ -252,22 +232,14 @@ class Classification:
 
     def predict(self, model: nn.Module, rows: Rows) -> Matrix:
         """Logits ``(n, K)`` of ``rows``, unchanged images."""
-        course = self.course
-        return predict_classes(
-            model,
-            course.start.store,
-            rows,
-            course.start.normalisation,
-            batch_size=course.config.batch_size,
-            device=course.device,
-            precision=course.precision,
-        )
+        start = self.course.start
+        return predict_classes(model, start.store, rows, start.normalisation, self.course.compute)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Loss and macro AUROC; accuracy where one class of many is asked for."""
         rows, targets = self.cohort.val, self.cohort.targets
         logits, values = self.predict(model, rows), targets.values[rows]
-        loss = self.between(torch.from_numpy(logits).to(self.course.device), rows)
+        loss = self.between(torch.from_numpy(logits).to(self.course.compute.device), rows)
         figures = {"loss": float(loss), "macro_auroc": macro_auroc(values, logits)}
         if not targets.multilabel:
             scores = probabilities(logits, multilabel=False)
@@ -288,35 +260,20 @@ def macro_auroc(values: Matrix, scores: NDArray[Any]) -> float:
 
 def report(course: Course, task: Classification, position: Position) -> None:
     """Predict validation and test rows with the best epoch's weights; write what came of it."""
-    cohort, store = task.cohort, course.start.store
-    targets = cohort.targets
-    rows = np.concatenate([cohort.val, cohort.test])
+    targets, rows = task.cohort.targets, task.cohort.judged
     scores = probabilities(task.predict(course.model, rows), multilabel=targets.multilabel)
     columns: dict[str, NDArray[Any]] = {}
     for name, truth, score in zip(targets.names, targets.values[rows].T, scores.T, strict=True):
         columns |= {name: truth, f"p_{name}": score}
-    write_predictions(course.folder / "predictions.csv", store, rows, columns)
-    summaries = {
-        split: summarise_classes(
+
+    def summarise(part: slice) -> ClassSummary:
+        return summarise_classes(
             targets.values[rows[part]],
             scores[part],
-            store.manifest.patients[rows[part]],
+            course.start.store.manifest.patients[rows[part]],
             targets.names,
             multilabel=targets.multilabel,
             seed=course.config.seed,
         )
-        for split, part in (
-            ("validation", slice(0, len(cohort.val))),
-            ("test", slice(len(cohort.val), None)),
-        )
-        if len(rows[part])
-    }
-    facts = {
-        "recipe": "classify",
-        "task": task.said,
-        "phantoms": any_drawn(store.manifest.patients[rows]),
-        "rows": {"train": len(course.rows), "val": len(cohort.val), "test": len(cohort.test)},
-        "epoch": (position.best_step or 0) // course.steps_per_epoch,
-        **summaries,
-    }
-    write_json(course.folder / "metrics.json", facts)
+
+    write_results(course, task, position, columns, summarise)

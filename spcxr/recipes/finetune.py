@@ -96,6 +96,15 @@ class FinetuneConfig(Config):
             )
 
     @property
+    def splits(self) -> tuple[tuple[tuple[str, ...], str], ...]:
+        """Splits to learn from, to choose by and to test on, each with its flag, for messages."""
+        return (
+            (self.train_splits, "--train-splits"),
+            (self.val_splits, "--val-splits"),
+            (self.test_splits, "--test-splits"),
+        )
+
+    @property
     def usual_lr(self) -> float:
         """``base_lr`` if none is given. A head alone needs larger steps than an encoder bears."""
         return 2e-3 if self.freeze else 2.5e-4
@@ -254,6 +263,29 @@ def _refuse_other_shape(config: FinetuneConfig, given: VisionTransformer) -> Non
                 f"{config.init}: is no {config.model} (width {given.width}, depth {given.depth}, "
                 f"heads {given.heads}); leave --model out"
             )
+
+
+# --- the rows -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The rows to learn from, to choose the best epoch by and to test on, each ``(n,)``."""
+
+    train: Rows
+    val: Rows
+    test: Rows
+
+    @property
+    def judged(self) -> Rows:
+        """The rows that are predicted at the end: validation, then test."""
+        return np.concatenate([self.val, self.test])
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Where in `judged` the rows of ``validation`` and, if there are any, ``test`` stand."""
+        parts = {"validation": slice(0, len(self.val)), "test": slice(len(self.val), None)}
+        return parts if len(self.test) else {"validation": parts["validation"]}
 
 
 def rows_of(store: Store, splits: tuple[str, ...], flag: str) -> Rows:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,21 +18,21 @@ from torch import Tensor, nn
 
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
-from spcxr.evaluate.report import PHANTOMS, write_text
+from spcxr.evaluate.report import PHANTOMS, write_json, write_text
 from spcxr.infer.predict import Normalisation, network_input
 from spcxr.models.weights import save_model_folder
 from spcxr.ops.philox import uniform
-from spcxr.recipes.finetune import FinetuneConfig, Rows, Start
+from spcxr.recipes.finetune import Cohort, FinetuneConfig, Rows, Start
 from spcxr.recipes.images import any_drawn
 from spcxr.train.augment import DRAWS, Warps, plan, warp_images
 from spcxr.train.batches import epoch_batches, prefetch, seed_step
 from spcxr.train.checkpoint import Checkpoints, Position, load_checkpoint
-from spcxr.train.device import autocast, why_not_bf16
+from spcxr.train.device import Compute, pick_device, pick_precision, why_not_bf16
 from spcxr.train.guard import note_bad_step, refuse_endless_bad_steps
 from spcxr.train.interrupt import Signals, watch_signals
 from spcxr.train.journal import Journal
 from spcxr.train.model_card import write_model_card
-from spcxr.train.optim import set_rates, take_step
+from spcxr.train.optim import build_adamw, set_rates, take_step
 from spcxr.train.schedule import cosine
 
 SAVE_EVERY_S = 60.0
@@ -51,6 +51,10 @@ class Task(Protocol):
     def said(self) -> str:
         """What is learned, in a line for the log."""
 
+    @property
+    def block(self) -> dict[str, Any]:
+        """The ``task`` of the exported ``config.json``, by which `load_trained` builds the head."""
+
     def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
         """Mean loss of one batch: warped, normalised images ``[B, 1, h, w]`` on the device."""
 
@@ -66,11 +70,15 @@ class Course:
     recipe: str
     folder: Path
     start: Start
-    rows: Rows
+    cohort: Cohort
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    device: torch.device
-    precision: str
+    compute: Compute
+
+    @property
+    def rows(self) -> Rows:
+        """The rows to learn from."""
+        return self.cohort.train
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,6 +90,10 @@ class Course:
         """Steps of the whole run."""
         return self.config.epochs * self.steps_per_epoch
 
+    def epoch_of(self, position: Position) -> int:
+        """The epoch, counted from 1, after which the weights were best."""
+        return (position.best_step or 0) // self.steps_per_epoch
+
     def rate(self, step: int) -> float:
         """Learning rate of a step: warm-up, then a cosine."""
         return cosine(
@@ -91,6 +103,30 @@ class Course:
             end=min(self.config.min_lr, self.config.peak_lr),
             warmup=round(self.config.warmup * self.steps_per_epoch),
         )
+
+
+def set_out(
+    config: FinetuneConfig,
+    recipe: str,
+    folder: Path,
+    start: Start,
+    cohort: Cohort,
+    model: nn.Module,
+) -> Course:
+    """The course of ``start``'s encoder within ``model``: put on its device, optimiser built."""
+    device = pick_device(config.device)
+    model = model.to(device)
+    start.encoder.requires_grad_(not config.freeze)
+    return Course(
+        config=config,
+        recipe=recipe,
+        folder=folder,
+        start=start,
+        cohort=cohort,
+        model=model,
+        optimizer=build_adamw(model, layer_decay=config.decay_per_layer),
+        compute=Compute(config.batch_size, device, pick_precision(config.precision, device)),
+    )
 
 
 def fit(course: Course, task: Task) -> Position:
@@ -113,9 +149,9 @@ def fit(course: Course, task: Task) -> Position:
         Journal(course.folder, step=position.step, images_done=done, images_total=total) as journal,
         watch_signals() as signals,
     ):
-        journal.say(f"{course.start.origin}; {count} training rows; {course.precision}")
+        journal.say(f"{course.start.origin}; {count} training rows; {course.compute.precision}")
         journal.say(task.said)
-        if why := why_not_bf16(course.config.precision, course.device):
+        if why := why_not_bf16(course.config.precision, course.compute.device):
             journal.say(why)
         saved = time.monotonic()
         while position.step < course.steps:
@@ -193,7 +229,7 @@ def _train_step(
     set_rates(course.optimizer, lr=rate, weight_decay=config.weight_decay)
     images, warps = augmented(course, rows, pixels, epoch)
     seed_step(config.seed, step)
-    with autocast(course.device, course.precision):
+    with course.compute.autocast():
         loss = task.loss(course.model, images, rows, warps)
     loss.backward()
     made = take_step(course.optimizer, loss, clip=config.clip)
@@ -211,7 +247,7 @@ def augmented(course: Course, rows: Rows, pixels: NDArray[Any], epoch: int) -> t
     draws = uniform(torch.from_numpy(rows), DRAWS, seed=config.seed, epoch=epoch, stream="crop")
     warps = plan(draws, config.augmentation)
     size = course.start.encoder.image_px
-    grey = network_input(pixels, size, Normalisation(0.0, 1.0), course.device)
+    grey = network_input(pixels, size, Normalisation(0.0, 1.0), course.compute.device)
     images = (warp_images(grey, warps) - normalisation.mean) / normalisation.std
     return images, warps
 
@@ -240,12 +276,9 @@ def _stop_if_asked(course: Course, position: Position, signals: Signals) -> None
 # --- the end --------------------------------------------------------------------------------
 
 
-def export(
-    course: Course, position: Position, task: Mapping[str, Any], head: nn.Module, score: str
-) -> Path:
+def export(course: Course, task: Task, position: Position, head: nn.Module) -> Path:
     """Write ``RUN/model`` and its card: encoder, head, preprocessing, and how they came to be."""
-    config, start = course.config, course.start
-    epoch = (position.best_step or 0) // course.steps_per_epoch
+    config, start, block = course.config, course.start, task.block
     phantoms = any_drawn(start.store.manifest.patients[course.rows])
     provenance = {
         "recipe": course.recipe,
@@ -253,11 +286,11 @@ def export(
         "data": position.data,
         "phantoms": phantoms,
         "training_rows": len(course.rows),
-        "epoch": epoch,
+        "epoch": course.epoch_of(position),
         "epochs": config.epochs,
-        "validation": {score: position.best},
+        "validation": {task.score: position.best},
         "seed": config.seed,
-        "precision": course.precision,
+        "precision": course.compute.precision,
     }
     folder = save_model_folder(
         course.folder / "model",
@@ -265,11 +298,11 @@ def export(
         preprocess=start.store.preprocess.to_dict(),
         mean=start.normalisation.mean,
         std=start.normalisation.std,
-        task=dict(task),
+        task=block,
         head=head,
         provenance=provenance,
     )
-    answers = task.get("labels") or task.get("structures") or []
+    answers = block.get("labels") or block.get("structures") or []
     facts = {
         **provenance,
         "preprocess": start.store.preprocess.to_dict(),
@@ -278,6 +311,35 @@ def export(
     title = f"{course.recipe}: {', '.join(answers)}"
     write_model_card(course.folder, title, facts, banner=PHANTOMS if phantoms else "")
     return folder
+
+
+def write_results(
+    course: Course,
+    task: Task,
+    position: Position,
+    columns: Mapping[str, NDArray[Any]],
+    summarise: Callable[[slice], Any],
+) -> None:
+    """``predictions.csv`` and ``metrics.json``: what the best epoch's weights make of the rows.
+
+    Parameters
+    ----------
+    columns
+        what was predicted of each of the cohort's ``judged`` rows, ``(n,)`` by name.
+    summarise
+        metrics of one part of those rows.
+    """
+    cohort, store = course.cohort, course.start.store
+    write_predictions(course.folder / "predictions.csv", store, cohort.judged, columns)
+    facts = {
+        "recipe": course.recipe,
+        "task": task.said,
+        "phantoms": any_drawn(store.manifest.patients[cohort.judged]),
+        "rows": {"train": len(cohort.train), "val": len(cohort.val), "test": len(cohort.test)},
+        "epoch": course.epoch_of(position),
+        **{name: summarise(part) for name, part in cohort.parts.items()},
+    }
+    write_json(course.folder / "metrics.json", facts)
 
 
 def write_predictions(

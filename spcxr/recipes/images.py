@@ -63,10 +63,22 @@ def open_images(
             fit=preprocess.get("fit", "pad"),
             dtype=preprocess.get("dtype", "uint8"),
         )
-        store = Store.open(prepare.run(settings))
+        store = Store.open(_prepared(settings))
     if wanted is not None:
         refuse_other_preprocess(store, wanted, init)
     return store
+
+
+def _prepared(settings: prepare.PrepareConfig) -> Path:
+    """Prepare; what `prepare` would mend by a flag of its own is mended here by hand."""
+    try:
+        return prepare.run(settings)
+    except SpcxrError as error:
+        fault, _, remedy = str(error).rpartition("; ")
+        if "--overwrite" not in remedy:
+            raise
+        remedy = "remove that folder to prepare the images anew, or choose another --out"
+        raise SpcxrError(f"{fault}; {remedy}") from error
 
 
 def refuse_other_preprocess(store: Store, wanted: Mapping[str, Any], init: str) -> None:

@@ -5,28 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from spcxr.data.store import NO_MASK, Store
+from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics, pages
 from spcxr.evaluate.intervals import Interval, Statistic
-from spcxr.evaluate.overlays import best_median_worst, overlay
-from spcxr.evaluate.report import Picture, Section, Table
+from spcxr.evaluate.report import Section, Table
 from spcxr.evaluate.summary import (
     ClassSummary,
     age_groups,
     subgroups,
     summarise_classes,
     summarise_masks,
+    usable_rows,
 )
 from spcxr.infer.predict import TrainedModel, predict_classes, predict_masks, probabilities
 from spcxr.recipes.images import any_drawn
+from spcxr.recipes.masks import examples, overlaps
+from spcxr.train.device import Compute
 
 Array = NDArray[Any]
 Rows = NDArray[np.int64]
@@ -68,12 +70,9 @@ class TestSet:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Compute):
     """How to predict and how to resample."""
 
-    batch_size: int
-    device: torch.device
-    precision: str
     n_bootstrap: int = 2000
     seed: int = 0
     threshold: float = 0.5
@@ -187,8 +186,7 @@ def _measure_classes(trained: TrainedModel, test_set: TestSet, settings: Setting
             threshold=settings.threshold,
         )
 
-    known = ~np.isnan(labels).all(1)
-    usable: Array = np.asarray(known if trained.multilabel else (labels == 1).sum(1) == 1)
+    usable = usable_rows(labels, multilabel=trained.multilabel)
     if not usable.any():
         raise SpcxrError(
             f"{test_set.store.path}: no row of {test_set.name} has a known label among "
@@ -233,15 +231,7 @@ def _measure_classes(trained: TrainedModel, test_set: TestSet, settings: Setting
 def _scores(trained: TrainedModel, test_set: TestSet, settings: Settings) -> Array:
     """Probabilities ``(n, K)`` of the set's rows."""
     logits = [
-        predict_classes(
-            trained.model,
-            test_set.store,
-            rows,
-            trained.normalisation,
-            batch_size=settings.batch_size,
-            device=settings.device,
-            precision=settings.precision,
-        )
+        predict_classes(trained.model, test_set.store, rows, trained.normalisation, settings)
         for rows in _chunks(test_set)
     ]
     return probabilities(np.concatenate(logits), multilabel=trained.multilabel)
@@ -265,7 +255,8 @@ def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings)
         )
     measured = replace(test_set, rows=test_set.rows[masked])
     patients = measured.patients
-    dice, iou = _overlaps(trained, measured, settings)
+    found = (_masks(trained, measured, rows, settings) for rows in _chunks(measured))
+    dice, iou = overlaps(measured.store, chain.from_iterable(found))
     some = ~np.isnan(dice)
     if not some.any():
         raise SpcxrError(
@@ -283,6 +274,12 @@ def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings)
         )
 
     by_group = _by_group(measured, some, summarise)
+    shown = examples(
+        measured.store,
+        measured.rows,
+        dice,
+        lambda rows: _masks(trained, measured, rows, settings),
+    )
     count = len(np.unique(patients))
     text = f"{len(patients)} images with a mask, of {count} patients."
     if nothing := int((~some).sum()):
@@ -301,7 +298,7 @@ def _measure_masks(trained: TrainedModel, test_set: TestSet, settings: Settings)
             test_set.name,
             text=text,
             tables=_group_tables(by_group),
-            pictures=[_examples(trained, measured, dice, settings)],
+            pictures=[pages.overlay_picture(shown, trained.names[0])],
         ),
         measured.rows,
         _overlap_cells(trained.names[0], dice, iou),
@@ -316,42 +313,7 @@ def _overlap_cells(name: str, dice: Array, iou: Array) -> list[dict[str, str]]:
     ]
 
 
-def _overlaps(trained: TrainedModel, test_set: TestSet, settings: Settings) -> tuple[Array, Array]:
-    """Dice and IoU ``(n,)`` of every image; memory stays flat."""
-    dice, iou = [], []
-    for chunk in _chunks(test_set):
-        for batch, predicted in _masks(trained, test_set, chunk, settings):
-            truth = test_set.store.masks(batch)
-            pair = (predicted == 1, truth == 1, truth != NO_MASK)
-            dice.append(metrics.dice(*pair))
-            iou.append(metrics.iou(*pair))
-    return np.concatenate(dice), np.concatenate(iou)
-
-
 def _masks(
     trained: TrainedModel, test_set: TestSet, rows: Rows, settings: Settings
 ) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
-    return predict_masks(
-        trained.model,
-        test_set.store,
-        rows,
-        trained.normalisation,
-        batch_size=settings.batch_size,
-        device=settings.device,
-        precision=settings.precision,
-    )
-
-
-def _examples(trained: TrainedModel, test_set: TestSet, dice: Array, settings: Settings) -> Picture:
-    """The best, the median and the worst image, predicted once more so that none was kept."""
-    chosen = best_median_worst(dice)
-    wanted = test_set.rows[[place for _, place in chosen]]
-    predicted = np.concatenate([m for _, m in _masks(trained, test_set, wanted, settings)])
-    images, truth = test_set.store.images(wanted), test_set.store.masks(wanted)
-    truth = np.where(truth == NO_MASK, 0, truth)
-    drawn = [overlay(i, p, t) for i, p, t in zip(images, predicted, truth, strict=True)]
-    examples = [
-        (name, float(dice[place]), image, picture)
-        for (name, place), image, picture in zip(chosen, images, drawn, strict=True)
-    ]
-    return pages.overlay_picture(examples, trained.names[0])
+    return predict_masks(trained.model, test_set.store, rows, trained.normalisation, settings)

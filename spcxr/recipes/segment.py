@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +22,20 @@ from spcxr.config import setting, to_dict
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
-from spcxr.evaluate.overlays import best_median_worst, grid, overlay
-from spcxr.evaluate.report import write_json
+from spcxr.evaluate.intervals import Interval
+from spcxr.evaluate.overlays import side_by_side
 from spcxr.evaluate.summary import summarise_masks
 from spcxr.infer.predict import predict_masks
 from spcxr.models.decoder import Segmenter, UNETRDecoder
-from spcxr.recipes.finetune import FinetuneConfig, Start, begin, rows_of, take_fraction
-from spcxr.recipes.fitting import Course, export, fit, write_predictions
-from spcxr.recipes.images import any_drawn
+from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of, take_fraction
+from spcxr.recipes.fitting import Course, export, fit, set_out, write_results
+from spcxr.recipes.masks import Figures, examples, overlaps
 from spcxr.train.augment import IGNORE, Warps, warp_masks
 from spcxr.train.checkpoint import Position
-from spcxr.train.device import pick_device, pick_precision
-from spcxr.train.optim import build_adamw
 from spcxr.train.run_folder import open_run
 
 Rows = NDArray[np.int64]
-Figures = NDArray[np.float64]
+RECIPE = "segment"
 MASKS_AT_ONCE = 64
 STRUCTURE = "lung"  # what the masks' class 1 shows
 
@@ -63,32 +63,16 @@ def run(config: SegmentConfig) -> Path:
     Interrupted
         Ctrl-C or SIGTERM: saved; the message says how to go on.
     """
-    settings = to_dict(config)
-    with open_run(config.out, settings, recipe="segment", resume=config.resume) as folder:
+    with open_run(config.out, to_dict(config), recipe=RECIPE, resume=config.resume) as folder:
         start = begin(config, folder)
-        cohort = choose_cohort(config, start.store)
-        course, task = build(config, folder, start, cohort)
+        course, task = build(config, folder, start, choose_cohort(config, start.store))
         position = fit(course, task)
-        block = {
-            "kind": "segment",
-            "structures": [STRUCTURE],
-            "base_channels": config.base_channels,
-        }
-        export(course, position, block, course.model.get_submodule("decoder"), task.score)
+        export(course, task, position, course.model.get_submodule("decoder"))
         report(course, task, position)
     return folder
 
 
 # --- what is to be learned ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """The rows with masks to learn from, to choose by and to test on."""
-
-    train: Rows
-    val: Rows
-    test: Rows
 
 
 def choose_cohort(config: SegmentConfig, store: Store) -> Cohort:
@@ -104,14 +88,7 @@ def choose_cohort(config: SegmentConfig, store: Store) -> Cohort:
         raise SpcxrError(
             f"{store.path}: no row has a mask; add a mask_path column and prepare it again"
         )
-    train, val, test = (
-        _masked_rows(store, splits, flag)
-        for splits, flag in (
-            (config.train_splits, "--train-splits"),
-            (config.val_splits, "--val-splits"),
-            (config.test_splits, "--test-splits"),
-        )
-    )
+    train, val, test = (_masked_rows(store, *chosen) for chosen in config.splits)
     patients = store.manifest.patients[train]
     one_stratum = np.zeros(len(train), np.int64)
     train = train[take_fraction(patients, one_stratum, config.label_fraction, config.seed)]
@@ -187,7 +164,6 @@ def build(
     config: SegmentConfig, folder: Path, start: Start, cohort: Cohort
 ) -> tuple[Course, Segmentation]:
     """Decoder, optimiser and task on their device."""
-    device = pick_device(config.device)
     decoder = UNETRDecoder(
         width=start.encoder.width,
         patch_px=start.encoder.patch_px,
@@ -195,20 +171,8 @@ def build(
         channels=start.encoder.channels,
         base_channels=config.base_channels,
     )
-    model = Segmenter(start.encoder, decoder).to(device)
-    start.encoder.requires_grad_(not config.freeze)
-    course = Course(
-        config=config,
-        recipe="segment",
-        folder=folder,
-        start=start,
-        rows=cohort.train,
-        model=model,
-        optimizer=build_adamw(model, layer_decay=config.decay_per_layer),
-        device=device,
-        precision=pick_precision(config.precision, device),
-    )
-    return course, Segmentation(course, cohort)
+    course = set_out(config, RECIPE, folder, start, cohort, Segmenter(start.encoder, decoder))
+    return course, Segmentation(course, config.base_channels)
 
 
 @dataclass(frozen=True)
@@ -216,13 +180,22 @@ class Segmentation:
     """The `Task` of the loop: what is lost on a batch, and how well the validation rows go."""
 
     course: Course
-    cohort: Cohort
+    base_channels: int
     score: str = "dice"
 
     @property
     def said(self) -> str:
         """What the masks show."""
         return f"masks of {STRUCTURE}"
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """The structure of class 1, and the decoder's size."""
+        return {
+            "kind": RECIPE,
+            "structures": [STRUCTURE],
+            "base_channels": self.base_channels,
+        }
 
     def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
         """The masks go through the images' own warps."""
@@ -231,81 +204,41 @@ class Segmentation:
 
     def measure(self, model: nn.Module, rows: Rows) -> tuple[Figures, Figures]:
         """Dice and IoU ``(n,)`` of each image, at the store's resolution; NaN = both empty."""
-        dice, iou = [], []
-        for batch, predicted in self.predict(model, rows):
-            truth = self.course.start.store.masks(batch)
-            pair = (predicted == 1, truth == 1, truth != IGNORE)
-            dice.append(metrics.dice(*pair))
-            iou.append(metrics.iou(*pair))
-        return np.concatenate(dice), np.concatenate(iou)
+        return overlaps(self.course.start.store, self.predict(model, rows))
 
     def predict(self, model: nn.Module, rows: Rows) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
         """Batches of (rows, class numbers ``(b, S, S)``), from unchanged images."""
-        course = self.course
-        return predict_masks(
-            model,
-            course.start.store,
-            rows,
-            course.start.normalisation,
-            batch_size=course.config.batch_size,
-            device=course.device,
-            precision=course.precision,
-        )
+        start = self.course.start
+        return predict_masks(model, start.store, rows, start.normalisation, self.course.compute)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Mean Dice and IoU over the images."""
-        dice, iou = self.measure(model, self.cohort.val)
+        dice, iou = self.measure(model, self.course.cohort.val)
         return {"dice": float(metrics.mean(dice)), "iou": float(metrics.mean(iou))}
 
 
 def report(course: Course, task: Segmentation, position: Position) -> None:
     """Measure validation and test rows with the best epoch's weights; write what came of it."""
-    cohort, store = task.cohort, course.start.store
-    rows = np.concatenate([cohort.val, cohort.test])
+    rows = course.cohort.judged
     dice, iou = task.measure(course.model, rows)
+    patients = course.start.store.manifest.patients[rows]
+
+    def summarise(part: slice) -> dict[str, dict[str, Interval]]:
+        found = summarise_masks(dice[part], iou[part], patients[part], seed=course.config.seed)
+        return {STRUCTURE: found}
+
     columns = {f"dice_{STRUCTURE}": dice, f"iou_{STRUCTURE}": iou}
-    write_predictions(course.folder / "predictions.csv", store, rows, columns)
-    parts = {"validation": slice(0, len(cohort.val)), "test": slice(len(cohort.val), None)}
-    summaries = {
-        split: {
-            STRUCTURE: summarise_masks(
-                dice[part],
-                iou[part],
-                store.manifest.patients[rows[part]],
-                seed=course.config.seed,
-            )
-        }
-        for split, part in parts.items()
-        if len(rows[part])
-    }
-    facts = {
-        "recipe": "segment",
-        "task": task.said,
-        "phantoms": any_drawn(store.manifest.patients[rows]),
-        "rows": {"train": len(course.rows), "val": len(cohort.val), "test": len(cohort.test)},
-        "epoch": (position.best_step or 0) // course.steps_per_epoch,
-        **summaries,
-    }
-    write_json(course.folder / "metrics.json", facts)
-    shown = parts["test" if len(cohort.test) else "validation"]
+    write_results(course, task, position, columns, summarise)
+    *_, shown = course.cohort.parts.values()
     picture(course, task, rows[shown], dice[shown])
 
 
 def picture(course: Course, task: Segmentation, rows: Rows, dice: Figures) -> Path | None:
     """Best, median and worst image by Dice: the radiograph above, both outlines below."""
-    chosen = best_median_worst(dice)
-    if not chosen:
+    shown = examples(course.start.store, rows, dice, partial(task.predict, course.model))
+    if not shown:
         return None
-    picked = rows[[place for _, place in chosen]]
-    images = course.start.store.images(picked)
-    truths = course.start.store.masks(picked)
-    predicted = np.concatenate([masks for _, masks in task.predict(course.model, picked)])
-    outlined = [
-        overlay(image, mask, np.where(truth == IGNORE, 0, truth))
-        for image, mask, truth in zip(images, predicted, truths, strict=True)
-    ]
     file = course.folder / "samples" / "overlays.png"
     file.parent.mkdir(exist_ok=True)
-    captions = [f"{name}: Dice {dice[place]:.3f}" for name, place in chosen]
-    file.write_bytes(grid([list(images), outlined], captions))
+    file.write_bytes(side_by_side(shown))
     return file

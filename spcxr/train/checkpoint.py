@@ -278,17 +278,10 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]
 
 
 class Checkpoints:
-    """The ``checkpoints`` folder of a run: ``last``, ``best``, and every n-th for good.
+    """The ``checkpoints`` folder of a run: the ``last`` and the ``best`` are kept."""
 
-    Parameters
-    ----------
-    keep_every
-        steps; a checkpoint at a multiple of it is never removed. 0 keeps last and best only.
-    """
-
-    def __init__(self, run_folder: Path, *, keep_every: int = 0) -> None:
+    def __init__(self, run_folder: Path) -> None:
         self.folder = run_folder / "checkpoints"
-        self.keep_every = keep_every
         self.last, self.best = self.folder / "last", self.folder / "best"
         self._saved_at = time.monotonic()
 
@@ -341,9 +334,7 @@ class Checkpoints:
         """Remove checkpoints nobody points to, and drafts of processes that died."""
         wanted = {link.resolve() for link in (self.last, self.best) if link.exists()}
         for folder in self.folder.glob("step-*"):
-            number = int(folder.name.split("-")[1])
-            kept = self.keep_every > 0 and number % self.keep_every == 0
-            if not kept and folder.resolve() not in wanted:
+            if folder.resolve() not in wanted:
                 shutil.rmtree(folder)
         for draft in self.folder.glob(f"{DRAFT}step-*"):
             shutil.rmtree(draft)

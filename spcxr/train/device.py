@@ -1,9 +1,10 @@
-"""Where and how precisely to compute."""
+"""Where, how precisely, and how many images at a time to compute."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +13,19 @@ from spcxr.errors import SpcxrError
 
 CPU_INFO = Path("/proc/cpuinfo")
 NATIVE_BF16 = frozenset({"amx_bf16", "avx512_bf16"})
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where, how precisely (``bf16`` or ``fp32``), and how many images at a time."""
+
+    batch_size: int
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context of a forward pass."""
+        return autocast(self.device, self.precision)
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -89,6 +89,7 @@ REFUSED = {
     "path,x\na,1\n./a,1\n": "rows 2 and 3 are the same image",
     "path,box_top\na,1\n": "'box_top' is one that prepare writes",
     "path,label,covid\na,covid,1\nb,x,0\n": "'covid' is both a column and a value of 'label'",
+    "path,label\na,flu\nb,Edema\nc,x|edema\n": "differ in case only: 'Edema' (row 3) and 'edema'",
 }
 
 
@@ -99,6 +100,39 @@ def test_refusals_name_row_and_remedy(tmp_path, text):
     assert REFUSED[text] in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "m.csv") in str(caught.value)
+
+
+def test_labels_that_differ_in_case_only_are_noted(tmp_path):
+    """Two columns may be two readings (NIH's Pneumonia, ours); of both named nothing is said."""
+    text = "path,label,Flu,FLU,x\na,edema,1,0,1\nb,flu,0,0,0\n"
+    file = written(tmp_path, text)
+    assert Manifest.read(file).notes == (
+        f"{file}: labels 'Flu' and 'FLU' and 'flu' differ in case only and are learned as 3; "
+        "choose with --labels, or rename one",
+    )
+    assert Manifest.read(file, labels=("Flu", "flu")).notes == ()
+    one, two = (
+        Manifest.from_columns({"path": [name], name: ["1"]}, root=".") for name in ("a", "A")
+    )
+    assert concatenate([one, one]).notes == ()
+    assert "labels 'a' and 'A' differ" in concatenate([one, two]).notes[0]
+
+
+def test_a_class_spelt_two_ways_is_no_matter_where_it_is_not_learned(tmp_path):
+    file = written(tmp_path, "path,label,covid\na,Flu,1\nb,flu,0\n")
+    assert Manifest.read(file, labels=("covid",)).labels == ("covid",)
+    for named in ("label", "flu"):
+        with pytest.raises(SpcxrError, match=r"'Flu' \(row 2\) and 'flu' \(row 3\); spell"):
+            Manifest.read(file, labels=(named,))
+
+
+def test_free_text_is_no_class_even_when_it_is_named(tmp_path):
+    rows = "\n".join(f"{i}.png,text {i},{i % 2}" for i in range(201))
+    file = written(tmp_path, f"path,label,covid\n{rows}\n")
+    for named in ((), ("label",), ("text 7",)):
+        with pytest.raises(SpcxrError, match="'label' holds 201 different values; name other"):
+            Manifest.read(file, labels=named)
+    assert Manifest.read(file, labels=("covid",)).labels == ("covid",)
 
 
 def test_a_label_cell_that_is_none_is_refused_when_the_column_is_named(tmp_path):

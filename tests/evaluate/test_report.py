@@ -87,7 +87,6 @@ def report(classes):
                 ],
                 pictures=pages.class_plots(summary, labels, scores, patients),
             ),
-            pages.loss_section({"pretraining": (np.arange(3), np.array([0.9, 0.5, 0.4]))}),
             Section(
                 "Masks",
                 pictures=[

@@ -38,7 +38,7 @@ def test_classification_head_reads_cls_and_mean_patch():
 
 
 def test_classifier_learns_everywhere():
-    model = Classifier(tiny((32, 48), 16), ClassificationHead(width=24, classes=3, dropout=0.1))
+    model = Classifier(tiny((32, 48), 16), ClassificationHead(width=24, classes=3))
     logits = model(torch.randn(5, 1, 32, 48))
     assert logits.shape == (5, 3)
     torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0, 1])).backward()

@@ -18,6 +18,7 @@ from spcxr.models.weights import load_model_folder
 from spcxr.recipes import fitting
 from spcxr.recipes.classify import ClassifyConfig, run
 from spcxr.train import device
+from spcxr.train.device import Compute
 from spcxr.train.journal import read_records
 
 
@@ -67,9 +68,7 @@ def test_a_run_learns_and_its_export_predicts_the_same(make_store, tiny_init, tm
         store,
         test_rows,
         trained.normalisation,
-        batch_size=8,
-        device=torch.device("cpu"),
-        precision="fp32",
+        Compute(8, torch.device("cpu"), "fp32"),
     )
     with (folder / "predictions.csv").open() as file:
         written = {row["path"]: row for row in csv.DictReader(file)}

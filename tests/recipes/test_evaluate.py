@@ -29,6 +29,7 @@ from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import save_model_folder
 from spcxr.recipes.evaluate import EvaluateConfig, run
 from spcxr.recipes.measure import Settings, TestSet, measure
+from spcxr.train.device import Compute
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -167,10 +168,9 @@ def test_masks_equal_a_hand_count(work, tmp_path):
     rows, metrics = read(tmp_path / "out")
     trained, store = load_trained(work / "masks"), Store.open(work / "store")
     chosen = np.arange(40)
-    (_, predicted), = predict_masks(
-        trained.model, store, chosen, trained.normalisation,
-        batch_size=64, device=CPU, precision="fp32",
-    )  # fmt: skip
+    compute = Compute(64, CPU, "fp32")
+    found = predict_masks(trained.model, store, chosen, trained.normalisation, compute)
+    ((_, predicted),) = found
     assert predicted.shape == (40, SIZE, SIZE)
     truth = store.masks(chosen) == 1
     by_hand = [
@@ -248,22 +248,19 @@ def test_a_broken_model_is_refused(work):
     trained.model.head.fc.bias.data[0] = float("nan")
     with pytest.raises(SpcxrError, match="not finite; try --precision fp32"):
         predict_classes(
-            trained.model, store, np.arange(4), trained.normalisation,
-            batch_size=2, device=CPU, precision="fp32",
-        )  # fmt: skip
+            trained.model, store, np.arange(4), trained.normalisation, Compute(2, CPU, "fp32")
+        )
 
 
 def test_prediction_does_not_depend_on_the_batch_and_leaves_the_mode(work):
     trained, store = load_trained(work / "classes"), Store.open(work / "store")
     trained.model.train()
     rows = np.array([7, 3, 7, 59])
+    sizes = [Compute(size, CPU, "fp32") for size in (1, 3)]
     found = [
-        predict_classes(
-            trained.model, store, rows, trained.normalisation,
-            batch_size=size, device=CPU, precision="fp32",
-        )
-        for size in (1, 3)
-    ]  # fmt: skip
+        predict_classes(trained.model, store, rows, trained.normalisation, compute)
+        for compute in sizes
+    ]
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
     np.testing.assert_allclose(found[0][0], found[0][2], atol=1e-5)
     assert trained.model.training
@@ -300,11 +297,24 @@ def test_on_real_radiographs(work, tmp_path, shared_data: Path):
 def test_the_class_of_the_largest_logit_is_drawn(work, winner):
     trained, store = load_trained(work / "masks"), Store.open(work / "store")
     trained.model.decoder.out.bias.data = torch.eye(2)[winner] * 1000
-    (_, masks), = predict_masks(
-        trained.model, store, np.arange(3), trained.normalisation,
-        batch_size=4, device=CPU, precision="fp32",
-    )  # fmt: skip
+    compute = Compute(4, CPU, "fp32")
+    found = predict_masks(trained.model, store, np.arange(3), trained.normalisation, compute)
+    ((_, masks),) = found
     assert (masks == winner).all()
+
+
+def test_a_group_whose_classes_are_all_uncertain_is_no_group(work, tmp_path):
+    """One class known and another uncertain (-1) is not one of many: the row is not measured."""
+    count = 90
+    site = ["xyz"[i // 30] for i in range(count)]
+    given = {name: [str(int(i % 3 == k)) for i in range(count)] for k, name in enumerate(NAMES)}
+    given["normal"] = ["-1" if s == "x" else v for s, v in zip(site, given["normal"], strict=True)]
+    store = make_store(tmp_path / "store", count=count, label=[""] * count, site=site, **given)
+    test_set = TestSet("all", "here", store, np.arange(count))
+    trained = load_trained(work / "classes")
+    found = measure(trained, test_set, Settings(64, CPU, "fp32", n_bootstrap=100))
+    assert found.n_rows == 60
+    assert list(found.details["subgroups"]["site"]) == ["y", "z"]
 
 
 def test_two_models_are_paired_though_one_finds_nothing_where_there_is_nothing(work, tmp_path):

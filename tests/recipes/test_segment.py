@@ -21,6 +21,7 @@ from spcxr.recipes.fitting import augmented
 from spcxr.recipes.segment import SegmentConfig, build, choose_cohort, dice_and_ce, run
 from spcxr.train import device
 from spcxr.train.augment import rest
+from spcxr.train.device import Compute
 from spcxr.train.journal import read_records
 
 
@@ -114,9 +115,7 @@ def test_a_run_learns_and_its_export_predicts_the_same(make_store, tiny_init, tm
         store,
         rows,
         trained.normalisation,
-        batch_size=8,
-        device=torch.device("cpu"),
-        precision="fp32",
+        Compute(8, torch.device("cpu"), "fp32"),
     )
     predicted = np.concatenate([masks for _, masks in batches])
     with (folder / "predictions.csv").open() as file:

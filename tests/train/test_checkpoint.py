@@ -132,14 +132,14 @@ def names(checkpoints):
     return sorted(p.name for p in checkpoints.folder.iterdir())
 
 
-def test_last_best_and_every_nth_are_kept(tmp_path):
+def test_the_last_and_the_best_are_kept(tmp_path):
     model, optimizer = make()
-    checkpoints = Checkpoints(tmp_path, keep_every=4)
+    checkpoints = Checkpoints(tmp_path)
     assert checkpoints.load(model=model) is None
     for step, best, best_step in [(2, 0.9, 2), (4, 0.9, 2), (6, 0.5, 6), (8, 0.5, 6), (9, 0.5, 6)]:
         position = Position(step=step, best=best, best_step=best_step)
         checkpoints.save(position, model=model, optimizer=optimizer)
-    kept = ["best", "last"] + [f"step-{n:08d}" for n in (4, 6, 8, 9)]
+    kept = ["best", "last"] + [f"step-{n:08d}" for n in (6, 9)]
     assert names(checkpoints) == kept
     assert checkpoints.load(model=model).step == 9
     assert load_checkpoint(checkpoints.best, model=model).step == 6

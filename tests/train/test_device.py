@@ -3,7 +3,7 @@ import torch
 
 from spcxr.errors import SpcxrError
 from spcxr.train import device
-from spcxr.train.device import autocast, pick_device, pick_precision, why_not_bf16
+from spcxr.train.device import Compute, autocast, pick_device, pick_precision, why_not_bf16
 
 CPU = torch.device("cpu")
 
@@ -53,5 +53,6 @@ def test_autocast():
     a = torch.ones(2, 2)
     with autocast(CPU, "fp32"):
         assert (a @ a).dtype == torch.float32
-    with autocast(CPU, "bf16"):
-        assert (a @ a).dtype == torch.bfloat16
+    for context in (autocast(CPU, "bf16"), Compute(1, CPU, "bf16").autocast()):
+        with context:
+            assert (a @ a).dtype == torch.bfloat16

@@ -1,0 +1,54 @@
+"""The images a recipe prepares for itself: made once, and refused with a remedy that it has."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spcxr.errors import SpcxrError
+from spcxr.recipes.images import open_images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    for seed, name in enumerate("ab"):
+        save_noise(tmp_path / "images" / f"{name}.png", seed)
+    return tmp_path / "images"
+
+
+def save_noise(file, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64)).astype(np.uint8)
+    Image.fromarray(pixels).save(file)
+
+
+def change_a_file(folder, made):
+    save_noise(folder / "a.png", seed=5)
+
+
+def leave_another_beginning(folder, made):
+    made.rename(made.with_name("elsewhere"))
+    work = made.with_name(made.name + ".partial")
+    work.mkdir()
+    (work / "work.json").write_text(json.dumps({"size_px": 99}))
+
+
+@pytest.mark.parametrize(
+    ("meddle", "said"),
+    [
+        (change_a_file, "store: holds a store made from files that have changed since"),
+        (leave_another_beginning, r"store\.partial: begun with other settings \(.*size_px"),
+    ],
+)
+def test_a_store_in_the_way_is_named_with_a_remedy_that_works(folder, tmp_path, meddle, said):
+    """The commands that prepare by the way have no --overwrite."""
+    made = tmp_path / "run" / "store"
+    made.parent.mkdir()
+    before = open_images(str(folder), made, size_px=16)
+    assert open_images(str(folder), made, size_px=16).facts == before.facts
+    meddle(folder, made)
+    with pytest.raises(SpcxrError, match=f"{said}.*; remove that folder") as caught:
+        open_images(str(folder), made, size_px=16)
+    assert str(caught.value).endswith("or choose another --out")
+    assert "--overwrite" not in str(caught.value)
