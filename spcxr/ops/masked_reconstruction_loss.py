@@ -109,8 +109,9 @@ def _reference(predicted: Tensor, *words: Any) -> tuple[Tensor, Tensor]:
     clean = clean_images(views)
     target = patchify(clean, views.patch_px)
     if normalise_patches:
-        variance, mean = torch.var_mean(target, -1, keepdim=True)
-        target = (target - mean) / (variance + PATCH_VARIANCE_FLOOR).sqrt()
+        target = target - target.mean(-1, keepdim=True)
+        variance = target.square().sum(-1, keepdim=True) / max(views.row_length - 1, 1)
+        target = target / (variance + PATCH_VARIANCE_FLOOR).sqrt()
     hidden = patchify(pixel_mask(views, mask)[:, None].expand_as(clean), views.patch_px)
     error = (predicted.float() - target) * hidden
     weight = 1.0 / hidden.sum().clamp(min=1)

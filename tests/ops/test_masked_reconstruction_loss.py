@@ -19,7 +19,8 @@ def plainly(predicted, views, mask, distance, normalise_patches):
     clean = clean_images(views).double()
     target = patchify(clean, views.patch_px)
     if normalise_patches:
-        mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
+        mean = target.mean(-1, keepdim=True)
+        var = (target - mean).square().sum(-1, keepdim=True) / (target.shape[2] - 1)
         target = (target - mean) / (var + 1e-6).sqrt()
     hidden = patchify(pixel_mask(views, mask)[:, None].expand_as(clean), views.patch_px)
     error = (predicted.double() - target)[hidden]
