@@ -43,7 +43,7 @@ class Timed:
     ) -> Any:
         """Time ``call`` and return what it returned.
 
-        ``what`` is the contender and ``group`` what it is compared in; the first of a group is ours.
+        ``what`` is the contender, ``group`` what it is compared in; the first of a group is ours.
         ``images``: how many a call works on. ``nbytes``: least traffic of a call, read and written
         (gives GB/s and the share of a copy's). ``inputs(i)`` makes the i-th set of arguments; on
         CUDA there are enough of them to overflow L2. ``memory``: the peak a call allocates.
