@@ -11,16 +11,17 @@ from timing import Timed
 
 from spcxr.ops import dispatch
 
+Key = tuple[str, str]  # of a benchmark (its file without bench_) and a device
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 class Run:
-    """What a session measured, by benchmark file: rows with their targets, and why a file's rows
-    are no full result."""
+    """What a session measured, by benchmark file and device: rows with their targets, and why
+    they are no whole result."""
 
     def __init__(self) -> None:
-        self.measured: dict[str, list[tuple[record.Row, list[record.Target]]]] = defaultdict(list)
-        self.partial: dict[str, str] = {}
+        self.measured: dict[Key, list[tuple[record.Row, list[record.Target]]]] = defaultdict(list)
+        self.partial: dict[Key, str] = {}
 
 
 RUN = pytest.StashKey[Run]()
@@ -83,9 +84,8 @@ def timed(request, device, threads, clock, benchmark):
     made = Timed(benchmark, device, clock, threads)
     yield made
     if benchmark.stats is not None:
-        request.config.stash[RUN].measured[bench_name(request.node)].append(
-            (made.row, made.targets)
-        )
+        made.check_targets()
+        request.config.stash[RUN].measured[key(request.node)].append((made.row, made.targets))
 
 
 @pytest.fixture
@@ -100,44 +100,43 @@ def require_backend(device):
     return require
 
 
-def bench_name(item) -> str:
-    return item.path.stem.removeprefix("bench_")
+def key(item) -> Key:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return item.path.stem.removeprefix("bench_"), parameters.get("device", "cpu")
 
 
 def pytest_deselected(items):
     for item in items:
-        item.config.stash[RUN].partial[bench_name(item)] = "only a part of it was run"
+        item.config.stash[RUN].partial[key(item)] = "only a part of it was run"
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if report.failed:
-        item.config.stash[RUN].partial[bench_name(item)] = f"{item.name} failed"
+        item.config.stash[RUN].partial[key(item)] = f"{item.name} failed"
     return report
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
-    run = config.stash[RUN]
-    for name, measured in run.measured.items():
-        terminalreporter.section(f"{name}: multiples of the first of each group")
-        for device in DEVICES:
-            chosen = [(row, targets) for row, targets in measured if row["device"] == device]
-            if chosen:
-                verdicts = _print(terminalreporter, chosen)
-                terminalreporter.line(_write(config, exitstatus, name, chosen, verdicts))
+    for (name, device), measured in config.stash[RUN].measured.items():
+        terminalreporter.section(f"{name} on {device}: multiples of the first of each group")
+        verdicts = _print(terminalreporter, measured)
+        terminalreporter.line(_write(config, exitstatus, (name, device), measured, verdicts))
 
 
-def _print(terminalreporter, chosen):
+def _print(terminalreporter, measured):
     """The tables of one benchmark on one device, and its targets; returns the verdicts."""
-    rows = [row for row, _ in chosen]
+    rows = [row for row, _ in measured]
     printed = []
     for row in rows:
         if row not in printed:
             printed += record.peers(row, rows)
             for line in record.table(record.peers(row, rows)):
                 terminalreporter.line(line)
-    verdicts = [record.verdict(row, target, rows) for row, targets in chosen for target in targets]
+    verdicts = [
+        record.verdict(row, target, rows) for row, targets in measured for target in targets
+    ]
     for said in verdicts:
         held = said["verdict"] == "held"
         sense = "at_most" if "at_most" in said else "at_least"
@@ -151,15 +150,18 @@ def _print(terminalreporter, chosen):
     return verdicts
 
 
-def _write(config, exitstatus, name, chosen, verdicts) -> str:
+def _write(config, exitstatus, key, measured, verdicts) -> str:
     """Write the result where it is a whole one; returns the line to say."""
-    why = config.stash[RUN].partial.get(name)
+    why = config.stash[RUN].partial.get(key)
     if any("::" in argument for argument in config.args):
         why = "only a part of it was run"
     if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         why = "the run was cut short"
     if why is not None:
         return f"result not written: {why}"
-    rows = [row for row, _ in chosen]
-    said = record.circumstances(rows[0]["device"])
-    return str(record.write(config.getoption("results"), name, said, rows, verdicts))
+    name, device = key
+    said = record.circumstances(device)
+    rows = [row for row, _ in measured]
+    return str(
+        record.write(config.getoption("results") / record.slug(device), name, said, rows, verdicts)
+    )

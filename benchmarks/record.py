@@ -122,7 +122,11 @@ def verdict(row: Row, target: Target, rows: list[Row]) -> Row:
     made = {"target": name + (f" / {target.of}" if target.of else ""), sense: limit}
     value = measure(row)
     if target.of is not None:
-        others = [other for other in peers(row, rows) if other["what"] == target.of]
+        others = [
+            other
+            for other in peers(row, rows)
+            if other["what"] == target.of and (target.metric == "speed" or target.metric in other)
+        ]
         if not others:
             return {**made, "value": None, "verdict": "NOT MEASURED"}
         value /= measure(others[0])
@@ -131,9 +135,9 @@ def verdict(row: Row, target: Target, rows: list[Row]) -> Row:
 
 
 def write(folder: Path, name: str, circumstances: Row, rows: list[Row], targets: list[Row]) -> Path:
-    """``folder/<device>/<name>.json``."""
-    file = folder / slug(rows[0]["device"]) / f"{name}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """``folder/<name>.json``, figures to five digits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.json"
     kept = {**circumstances, "rows": rows, "targets": targets}
     kept = json.loads(json.dumps(kept), parse_float=lambda text: float(f"{float(text):.5g}"))
     file.write_text(json.dumps(kept, indent=1) + "\n")

@@ -47,8 +47,8 @@ class Timed:
         ``images``: how many a call works on. ``nbytes``: least traffic of a call, read and written
         (gives GB/s and the share of a copy's). ``inputs(i)`` makes the i-th set of arguments; on
         CUDA there are enough of them to overflow L2. ``memory``: the peak a call allocates.
-        ``graph``: see ``device_clock.plan``. ``rounds``: exactly so many, with no warm-up nor
-        calibration, on the wall clock; for what takes seconds.
+        ``graph``: see ``device_clock.plan``. ``rounds``: exactly so many calls, with no
+        warm-up nor calibration; for what takes seconds.
         """
         sets = self._rotation(inputs)
         turns = itertools.cycle(sets)
@@ -82,7 +82,13 @@ class Timed:
 
         A missed target does not fail the run: it is printed, and written into the result.
         """
+        assert (at_least is None) != (at_most is None), "a target has one limit"
         self.targets.append(Target(metric, at_least, at_most, of))
+
+    def check_targets(self) -> None:
+        """Every target names what its row holds: a misspelt one fails its test, not the run."""
+        for target in self.targets:
+            assert target.metric == "speed" or target.metric in self.row, (target, self.row)
 
     def _rotation(self, inputs: Callable[[int], tuple] | None) -> list[tuple]:
         if inputs is None:
