@@ -49,7 +49,7 @@ bench: setup ## every benchmark; results under benchmarks/results/
 wheel: setup ## a wheel and an sdist in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist
 
-gpu-check: ## on a CUDA machine: build, op tests, compute-sanitizer, benchmarks, in ten minutes
+gpu-check: ## on a CUDA machine: build, op tests, benchmarks, compute-sanitizer, in ten minutes
 	bash benchmarks/gpu_check.sh
 
 clean: ## what builds left behind (not the environment)

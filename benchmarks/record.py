@@ -183,11 +183,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def short(value: Any) -> str:
-    """A figure as it is printed.
-
-    >>> short(0.123456), short([1.5, 2]), short("a")
-    ('0.1235', '[1.5, 2]', 'a')
-    """
+    """A figure as it is printed: four digits."""
     if isinstance(value, list):
         return f"[{', '.join(short(v) for v in value)}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

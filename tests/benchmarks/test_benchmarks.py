@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import record
@@ -12,10 +13,11 @@ import timing
 import torch
 
 FOLDER = Path(record.__file__).parent
-TINY = """
+TINY = dedent("""
     import pytest
     import torch
 
+    @pytest.mark.parametrize("device", ["cpu"])
     @pytest.mark.parametrize("what, n", [("ours", 4), ("theirs", 4096)])
     def test_sum(timed, what, n):
         assert torch.get_num_threads() == 1
@@ -26,40 +28,47 @@ TINY = """
             timed.target("speed", at_least=1e-6, of="theirs")
             timed.target("min_us", at_most=0)
             timed.target("speed", at_least=1, of="nobody")
-"""
+
+    @pytest.mark.parametrize("device", ["cpu"])
+    def test_extra(timed):
+        timed(lambda: None, what="nothing", group="extra", rounds=1)
+""")
+FILES = {
+    "whole": TINY,
+    "narrowed": TINY.replace("test_extra", "test_left_out"),
+    "one": TINY,
+    "wrong": TINY.replace("made == n", "made == 4"),
+    "misspelt": TINY.replace('"min_us"', '"min_ms"'),
+}
 
 
-@pytest.fixture
-def bench(tmp_path):
-    """Run a benchmark file's text as the repository's are run; returns its output and results."""
-
-    def run(text: str, *words: str) -> tuple[str, dict | None]:
-        (tmp_path / "bench_tiny.py").write_text("\n".join(l[4:] for l in text.splitlines()))
-        command = [sys.executable, "-m", "pytest", "-c", FOLDER / "pytest.ini", "-p", "conftest"]
-        options = [f"--rootdir={tmp_path}", "--results", tmp_path / "results"]
-        paths = os.pathsep.join([str(FOLDER), str(record.ROOT)])
-        done = subprocess.run(
-            [*command, *options, "--benchmark-max-time=0.01", "-p", "no:cacheprovider", *words],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-        )
-        found = list((tmp_path / "results").rglob("tiny.json"))
-        return done.stdout + done.stderr, json.loads(found[0].read_text()) if found else None
-
-    return run
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """One run over the files above, as benchmarks are run: what it printed, and its folder."""
+    folder = tmp_path_factory.mktemp("benches")
+    for name, text in FILES.items():
+        (folder / f"bench_{name}.py").write_text(text)
+    named = [f"bench_{name}.py" + ("::test_sum" if name == "one" else "") for name in FILES]
+    command = [sys.executable, "-m", "pytest", "-c", FOLDER / "pytest.ini", "-p", "conftest"]
+    options = ["--benchmark-max-time=0.01", "-k", "not left_out", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *options, f"--rootdir={folder}", "--results", folder / "results", *named],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(FOLDER), str(record.ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout + done.stderr, folder / "results"
 
 
-def test_a_run_leaves_its_result(bench):
-    said, result = bench(TINY, "bench_tiny.py")
+def test_a_run_leaves_its_result(ran):
+    said, folder = ran
+    result = json.loads(next(folder.rglob("whole.json")).read_text())
     assert {"device", "commit", "torch", "triton", "date", "cores", "cpu_capability"} <= set(result)
-    ours, theirs = result["rows"]
+    ours, theirs, _ = result["rows"]
     assert (ours["what"], theirs["what"], ours["threads"], ours["images"]) == (
-        "ours",
-        "theirs",
-        1,
-        2,
+        *("ours", "theirs"),
+        *(1, 2),
     )
     assert 0 < ours["min_us"] <= ours["q20_us"] <= ours["median_us"] <= ours["q80_us"]
     assert ours["median_us_an_image"] == pytest.approx(ours["median_us"] / 2, rel=1e-3)
@@ -68,27 +77,27 @@ def test_a_run_leaves_its_result(bench):
     assert theirs["share_of_copy"] > 0
     assert [t["verdict"] for t in result["targets"]] == ["held", "MISSED", "NOT MEASURED"]
     assert "MISSED sum: ours: min_us = " in said
-    assert "2 passed" in said  # a missed target does not fail the run
+
+
+def test_a_missed_target_fails_nothing(ran):
+    # ten sums, three extras; the wrong answer fails one, the misspelt target is an error of its own
+    assert "1 failed, 12 passed, 1 deselected, 1 error" in ran[0]
 
 
 @pytest.mark.parametrize(
-    ("words", "why"),
+    ("name", "why"),
     [
-        (["-k", "ours", "bench_tiny.py"], "only a part of it was run"),
-        (["bench_tiny.py::test_sum"], "only a part of it was run"),
+        ("narrowed", "only a part of it was run"),
+        ("one", "only a part of it was run"),
+        ("wrong", "test_sum[theirs-4096-cpu] failed"),
+        ("misspelt", "test_sum[ours-4-cpu] failed"),
     ],
-    ids=["deselected", "one test"],
 )
-def test_a_part_overwrites_nothing(bench, words, why):
-    said, result = bench(TINY, *words)
-    assert result is None
-    assert f"result not written: {why}" in said
-
-
-def test_a_wrong_answer_overwrites_nothing(bench):
-    said, result = bench(TINY.replace("made == n", "made == 4"), "bench_tiny.py")
-    assert result is None
-    assert "result not written: test_sum[" in said
+def test_half_a_result_overwrites_nothing(ran, name, why):
+    said, folder = ran
+    assert not list(folder.rglob(f"{name}.json"))
+    section = said.split(f" {name} on cpu: ")[1]
+    assert f"result not written: {why}" in section.split(" on cpu: ")[0]
 
 
 def test_every_bench_collects():
