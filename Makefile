@@ -44,12 +44,12 @@ format: setup ## let ruff rewrite
 	$(BIN)/ruff format .
 
 bench: setup ## every benchmark; results under benchmarks/results/
-	set -e; for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b; done
+	s=0; for b in benchmarks/bench_*.py; do $(BIN)/pytest $$b || s=1; done; exit $$s
 
 wheel: setup ## a wheel and an sdist in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist
 
-gpu-check: ## on a CUDA machine: build, op tests, compute-sanitizer, benchmarks, in ten minutes
+gpu-check: ## on a CUDA machine: build, op tests, benchmarks, compute-sanitizer, in ten minutes
 	bash benchmarks/gpu_check.sh
 
 clean: ## what builds left behind (not the environment)

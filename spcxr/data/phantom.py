@@ -24,7 +24,7 @@ from spcxr.data.phantom_disease import LABELS
 from spcxr.data.phantom_draw import Phantom, check_choice, draw, patient_of
 from spcxr.errors import SpcxrError
 
-__all__ = ["LABELS", "NOTICE", "SITES", "Phantom", "draw", "patient_of", "plan", "write"]
+__all__ = ["LABELS", "NOTICE", "SITES", "Phantom", "Series", "draw", "patient_of", "plan", "write"]
 
 COLUMNS = ("path", "patient_id", "split", "view", "site", "age", "sex", "mask_path", "label")
 SPLITS = {"train": 0.6, "val": 0.15, "test": 0.25}
@@ -40,78 +40,81 @@ manifest.csv  {columns}
 """
 
 
-def write(
-    folder: str | Path,
-    *,
-    count: int = 240,
-    seed: int = 0,
-    size_px: int = 512,
-    drift_ratio: float = 0.25,
-    child_ratio: float = 0.25,
-    severity: tuple[float, float] = (0.0, 1.0),
-    compression: str = "none",
-    workers: int = 0,
-) -> Path:
-    """Write ``count`` phantoms below a folder that is new or empty; return its ``manifest.csv``.
+@dataclass(frozen=True)
+class Series:
+    """What is to be drawn.
 
-    ``dicom/phantom-00000.dcm ...``, ``masks/phantom-00000.png ...``, ``manifest.csv`` (columns
-    ``path, patient_id, split, view, site, age, sex, mask_path, label``) and ``README.txt``. Labels
-    come in equal shares. About ``drift_ratio`` of the patients come from site-b and stand in split
-    ``drift``; those of site-a are split by patient into ``train``, ``val`` and ``test`` (60, 15, 25
-    %). About ``child_ratio`` are children. ``severity``: the lowest and the highest that a disease
-    may have, from 0 (hardly seen) to 1 (plain). ``compression``: ``none``, ``deflated``, ``rle`` or
-    ``jpeg2000``. ``workers``: processes that draw, 0 for none beside this one; the files are the
-    same. ``manifest.csv`` is written last, so a folder with one is whole.
+    Labels come in equal shares. About ``drift_ratio`` of the patients come from site-b and stand in
+    split ``drift``; those of site-a are split by patient into ``train``, ``val`` and ``test`` (60,
+    15, 25 %). About ``child_ratio`` are children. ``severity``: the lowest and the highest that a
+    disease may have, from 0 (hardly seen) to 1 (plain). ``compression``: ``none``, ``deflated``,
+    ``rle`` or ``jpeg2000``.
 
     Raises
     ------
     SpcxrError
-        A folder that holds something, or an argument out of range.
+        A count below 1, or an unknown compression.
+
+    >>> Series(count=0)
+    Traceback (most recent call last):
+    spcxr.errors.SpcxrError: count 0: ask for 1 phantom or more
     """
-    check_choice("compression", compression, tuple(SYNTAXES))
-    if count < 1:
-        raise SpcxrError(f"count {count}: ask for 1 phantom or more")
+
+    count: int = 240
+    seed: int = 0
+    size_px: int = 512
+    drift_ratio: float = 0.25
+    child_ratio: float = 0.25
+    severity: tuple[float, float] = (0.0, 1.0)
+    compression: str = "none"
+
+    def __post_init__(self) -> None:
+        check_choice("compression", self.compression, tuple(SYNTAXES))
+        if self.count < 1:
+            raise SpcxrError(f"count {self.count}: ask for 1 phantom or more")
+
+
+def write(folder: str | Path, series: Series, *, workers: int = 0) -> Path:
+    """Write phantoms below a folder that is new or empty; return its ``manifest.csv``.
+
+    ``dicom/phantom-00000.dcm ...``, ``masks/phantom-00000.png ...``, ``manifest.csv`` (columns
+    ``path, patient_id, split, view, site, age, sex, mask_path, label``) and ``README.txt``.
+    ``workers``: processes that draw, 0 for none beside this one; the files are the same.
+    ``manifest.csv`` is written last, so a folder with one is whole.
+
+    Raises
+    ------
+    SpcxrError
+        A folder that holds something, or a size, ratio or severity out of range.
+    """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise SpcxrError(f"{folder}: not empty; choose a new folder for the phantoms")
     for room in ("dicom", "masks"):
         (folder / room).mkdir(parents=True, exist_ok=True)
-    series = Series(folder, seed, size_px, drift_ratio, child_ratio, severity, compression)
-    bar = tqdm(_rows(series, count, workers), "phantoms", count, unit="image", mininterval=1.0)
-    rows = list(bar)
-    facts = {"seed": seed, "count": count, "size": size_px, "columns": ", ".join(COLUMNS)}
-    (folder / "README.txt").write_text(README.format(notice=NOTICE, **facts))
+    drawn = _rows(folder, series, workers)
+    rows = list(tqdm(drawn, "phantoms", series.count, unit="image", mininterval=1.0))
+    facts = {"seed": series.seed, "count": series.count, "size": series.size_px}
+    text = README.format(notice=NOTICE, columns=", ".join(COLUMNS), **facts)
+    (folder / "README.txt").write_text(text)
     manifest = folder / "manifest.csv"
     with open(manifest, "w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     return manifest
 
 
-@dataclass(frozen=True)
-class Series:
-    """What the files of one folder have in common."""
-
-    folder: Path
-    seed: int
-    size_px: int
-    drift_ratio: float
-    child_ratio: float
-    severity: tuple[float, float]
-    compression: str
-
-
-def _rows(series: Series, count: int, workers: int) -> Iterator[tuple[str, ...]]:
+def _rows(folder: Path, series: Series, workers: int) -> Iterator[tuple[str, ...]]:
     """Write every image, in this process or in others, and give the manifest's rows in order."""
-    work = partial(_write_one, series)
+    work = partial(_write_one, folder, series)
     if workers == 0:
-        yield from map(work, range(count))
+        yield from map(work, range(series.count))
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(work, range(count), chunksize=4)
+        yield from pool.map(work, range(series.count), chunksize=4)
 
 
-def _write_one(series: Series, index: int) -> tuple[str, ...]:
+def _write_one(folder: Path, series: Series, index: int) -> tuple[str, ...]:
     """Draw and save one image and its mask; its row of the manifest."""
     site, split, label, child = plan(index, series.drift_ratio, series.child_ratio)
     phantom = draw(
@@ -124,8 +127,8 @@ def _write_one(series: Series, index: int) -> tuple[str, ...]:
         severity=series.severity,
     )
     path, mask = f"dicom/phantom-{index:05d}.dcm", f"masks/phantom-{index:05d}.png"
-    save(to_dataset(phantom, str(index)), series.folder / path, series.compression)
-    Image.fromarray(phantom.lung_mask.astype(np.uint8) * 255).save(series.folder / mask)
+    save(to_dataset(phantom, str(index)), folder / path, series.compression)
+    Image.fromarray(phantom.lung_mask.astype(np.uint8) * 255).save(folder / mask)
     person = (phantom.view, site, f"{phantom.age:.0f}", phantom.sex)
     return (path, phantom.patient_id, split, *person, mask, label)
 

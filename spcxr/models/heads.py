@@ -31,7 +31,7 @@ class ReconstructionHead(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patch tokens ``[B, N, D]`` -> patch rows ``[B, N, C*P*P]`` (see `models.patches`)."""
+        """Patch tokens ``[B, N, D]`` -> patch rows ``[B, N, C*P*P]`` (see `ops.patches`)."""
         return self.to_pixels(self.mlp(patches))
 
 

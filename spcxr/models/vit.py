@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcxr.errors import SpcxrError
-from spcxr.models.patches import patch_grid
+from spcxr.ops.patches import patch_grid
 
 
 class ViTSize(NamedTuple):

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from spcxr.errors import SpcxrError
-from spcxr.models.patches import patch_grid
 from spcxr.ops.group_mask import group_mask
+from spcxr.ops.patches import patch_grid
 from spcxr.ops.philox import fold_in, uniform
 from spcxr.ops.views import FILLS, Fill
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from spcxr.errors import SpcxrError
-from spcxr.models.patches import patchify
 from spcxr.ops import dispatch, philox
+from spcxr.ops.patches import patchify
 from spcxr.ops.views import (
     FILLS,
     TOKEN_TYPES,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from spcxr.errors import SpcxrError
-from spcxr.models.patches import patchify
 from spcxr.ops import dispatch
+from spcxr.ops.patches import patchify
 from spcxr.ops.views import TOKEN_TYPES, Views, check_mask, check_views, clean_images, pixel_mask
 
 DISTANCES = ("l1", "mse")

@@ -126,13 +126,14 @@ def draw(config: DemoConfig, folder: Path) -> Path:
     if not folder.exists():
         draft = folder.with_name(folder.name + ".partial")
         shutil.rmtree(draft, ignore_errors=True)
-        phantom.write(
-            draft,
+        series = phantom.Series(
             count=config.phantom_count,
             seed=config.seed,
             size_px=config.drawn_px,
-            workers=len(os.sched_getaffinity(0)),
+            # Plain findings: a few hundred steps must do.
+            severity=(0.7, 1.0),
         )
+        phantom.write(draft, series, workers=len(os.sched_getaffinity(0)))
         draft.rename(folder)
     return folder / "manifest.csv"
 

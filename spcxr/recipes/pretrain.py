@@ -22,12 +22,12 @@ from spcxr.data.splits import is_training
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate.report import PHANTOMS
-from spcxr.models.patches import unpatchify
 from spcxr.models.vit import build_vit
 from spcxr.models.weights import load_encoder_weights, save_model_folder
 from spcxr.objectives.gmml import GMML
 from spcxr.objectives.table import OBJECTIVES
 from spcxr.ops.masked_patch_gather import masked_patch_gather
+from spcxr.ops.patches import unpatchify
 from spcxr.ops.views import pixel_mask
 from spcxr.recipes import views
 from spcxr.recipes.images import any_drawn, open_images

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from spcxr.data.phantom import LABELS, NOTICE, draw, patient_of, plan, write
+from spcxr.data.phantom import LABELS, NOTICE, Series, draw, patient_of, plan, write
 from spcxr.data.phantom_canvas import Canvas
 from spcxr.data.phantom_vessels import solid
 from spcxr.errors import SpcxrError
@@ -26,7 +26,7 @@ KINDS = [("site-a", False), ("site-b", False), ("site-a", True), ("site-b", True
 def written(tmp_path_factory) -> Path:
     """A folder of 48 small phantoms."""
     folder = tmp_path_factory.mktemp("phantoms")
-    assert write(folder, count=48, size_px=96) == folder / "manifest.csv"
+    assert write(folder, Series(count=48, size_px=96)) == folder / "manifest.csv"
     return folder
 
 
@@ -224,8 +224,8 @@ def test_monochrome1_is_inverted_in_the_file(written):
 def test_compressed_copies_hold_the_same_pixels(tmp_path, compression):
     if compression == "jpeg2000":
         pytest.importorskip("openjpeg", reason="JPEG 2000 needs spcxr[dicom]")
-    write(tmp_path / "plain", count=2, size_px=64)
-    write(tmp_path / "packed", count=2, size_px=64, compression=compression)
+    write(tmp_path / "plain", Series(count=2, size_px=64))
+    write(tmp_path / "packed", Series(count=2, size_px=64, compression=compression))
     for index in range(2):
         name = f"dicom/phantom-{index:05d}.dcm"
         plain, packed = (pydicom.dcmread(tmp_path / k / name) for k in ("plain", "packed"))
@@ -236,7 +236,7 @@ def test_compressed_copies_hold_the_same_pixels(tmp_path, compression):
 
 def test_other_processes_write_the_same_files(tmp_path):
     for name, workers in (("alone", 0), ("shared", 2)):
-        write(tmp_path / name, count=5, size_px=64, workers=workers)
+        write(tmp_path / name, Series(count=5, size_px=64), workers=workers)
     files = sorted(p.relative_to(tmp_path / "alone") for p in tmp_path.glob("alone/**/*.*"))
     assert len(files) == 5 + 5 + 2
     for file in files:
@@ -307,7 +307,7 @@ def test_a_linear_model_of_thumbnails_neither_fails_nor_solves_it():
 )
 def test_bad_arguments_name_themselves(tmp_path, arguments, words):
     with pytest.raises(SpcxrError, match=words):
-        write(tmp_path / "out", **{"count": 1, "size_px": 64} | arguments)
+        write(tmp_path / "out", Series(**{"count": 1, "size_px": 64} | arguments))
     assert not (tmp_path / "out" / "manifest.csv").exists()
 
 
@@ -320,5 +320,5 @@ def test_unknown_kinds_are_refused(name, value):
 def test_a_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(SpcxrError, match="not empty"):
-        write(tmp_path, count=1, size_px=64)
+        write(tmp_path, Series(count=1, size_px=64))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

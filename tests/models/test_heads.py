@@ -6,8 +6,8 @@ import torch
 from spcxr.errors import SpcxrError
 from spcxr.models.decoder import Segmenter, UNETRDecoder, decoder_blocks
 from spcxr.models.heads import ClassificationHead, Classifier, ReconstructionHead
-from spcxr.models.patches import unpatchify
 from spcxr.models.vit import VisionTransformer
+from spcxr.ops.patches import unpatchify
 
 
 def tiny(image_px, patch_px, depth=4):

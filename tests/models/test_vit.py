@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from spcxr.errors import SpcxrError
-from spcxr.models.patches import patchify, unpatchify
 from spcxr.models.vit import VIT_SIZES, VisionTransformer, attend, build_vit, resize_positions
+from spcxr.ops.patches import patchify, unpatchify
 
 
 def tiny(image_px=(32, 48), patch_px=16, depth=4, **settings):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from spcxr.errors import SpcxrError
-from spcxr.models.patches import unpatchify
 from spcxr.objectives.corruption import (
     Corruption,
     sample_crops,
@@ -13,6 +12,7 @@ from spcxr.objectives.corruption import (
     shuffle_sources,
 )
 from spcxr.ops.masked_patch_gather import masked_patch_gather
+from spcxr.ops.patches import unpatchify
 from spcxr.ops.views import FILLS, Fill, pixel_mask, whole_views
 
 SIZE = (32, 48)

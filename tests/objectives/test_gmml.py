@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spcxr.models.patches import patchify
 from spcxr.models.vit import VisionTransformer
 from spcxr.objectives.corruption import Corruption, sample_crops, sample_fill
 from spcxr.objectives.gmml import build_gmml, read_blocks
 from spcxr.objectives.table import OBJECTIVES
 from spcxr.ops import dispatch
 from spcxr.ops.masked_patch_gather import masked_patch_gather
+from spcxr.ops.patches import patchify
 from spcxr.ops.philox import normal
 from spcxr.ops.views import Views, whole_views
 

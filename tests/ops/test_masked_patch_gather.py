@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from view_cases import PIXELS, SHAPES, fill_of, needs_native, views_of
 
 from spcxr.errors import SpcxrError
-from spcxr.models.patches import patchify
 from spcxr.ops import philox
 from spcxr.ops.masked_patch_gather import Packed, masked_patch_gather, visible_patch_gather
+from spcxr.ops.patches import patchify
 from spcxr.ops.views import FILLS, Fill, Views, clean_images, pixel_mask, whole_views
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -9,8 +9,8 @@ import torch
 from view_cases import PIXELS, SHAPES, fill_of, needs_native, views_of
 
 from spcxr.errors import SpcxrError
-from spcxr.models.patches import patchify
 from spcxr.ops.masked_reconstruction_loss import DISTANCES, masked_reconstruction_loss
+from spcxr.ops.patches import patchify
 from spcxr.ops.views import clean_images, pixel_mask
 
 
