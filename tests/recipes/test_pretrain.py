@@ -16,7 +16,7 @@ from spcxr.data.store import Store, StoreWriter
 from spcxr.errors import Interrupted, SpcxrError
 from spcxr.models import vit
 from spcxr.models.weights import load_model_folder
-from spcxr.recipes import pretrain
+from spcxr.recipes import pretrain, pretrain_start
 from spcxr.recipes.pretrain import PretrainConfig, run
 from spcxr.train import device
 from spcxr.train.checkpoint import Checkpoints
@@ -138,7 +138,7 @@ def test_the_model_is_the_last_checkpoints_encoder(whole):
 
 
 def test_schedules_reach_their_ends(store, tmp_path):
-    training = pretrain.build(
+    training = pretrain_start.build(
         settings(store, tmp_path, epochs=20, batch_size=6, base_lr=0.0256, accumulate=3),
         tmp_path,
         Store.open(store),
@@ -333,19 +333,19 @@ def test_rows_to_learn_from(tmp_path):
     held_out = ("external-b", "holdout")
     splits = ("train", "pretrain", "val-a", "val-b", "test", "drift-site", "train", *held_out)
     store = Store.open(write_store(tmp_path / "s", splits=splits))
-    rows, held_out = pretrain.choose_rows(settings(store.path, tmp_path), store)
+    rows, held_out = pretrain_start.choose_rows(settings(store.path, tmp_path), store)
     assert (rows.tolist(), held_out.tolist()) == ([0, 1, 6], [2, 3])
     chosen = settings(store.path, tmp_path, splits=("pretrain", "val-a"))
-    rows, held_out = pretrain.choose_rows(chosen, store)
+    rows, held_out = pretrain_start.choose_rows(chosen, store)
     assert (rows.tolist(), held_out.tolist()) == ([1, 2], [3])
 
 
 def test_rows_that_are_not_there(tmp_path):
     store = Store.open(write_store(tmp_path / "s", splits=("val", "test")))
     with pytest.raises(SpcxrError, match=r"no rows to learn from outside val, test; .*--splits"):
-        pretrain.choose_rows(settings(store.path, tmp_path), store)
+        pretrain_start.choose_rows(settings(store.path, tmp_path), store)
     with pytest.raises(SpcxrError, match="no split 'trian'; it has: val, test"):
-        pretrain.choose_rows(settings(store.path, tmp_path, splits=("trian",)), store)
+        pretrain_start.choose_rows(settings(store.path, tmp_path, splits=("trian",)), store)
 
 
 def test_init_is_where_weights_start(whole, store, tmp_path):
