@@ -177,7 +177,9 @@ def _rows(store: Store) -> Iterator[tuple[np.ndarray, np.ndarray | None, Box | N
         rows = np.arange(start, min(start + ROWS_AT_ONCE, len(store)))
         images = store.images(rows)
         masks = store.masks(rows) if store.has_masks else [None] * len(rows)
-        boxes = table.slice(start, len(rows)).select(BOX).to_pylist() if known else [None] * len(rows)
+        boxes = (
+            table.slice(start, len(rows)).select(BOX).to_pylist() if known else [None] * len(rows)
+        )
         for pixels, mask, box in zip(images, masks, boxes, strict=True):
             blank = mask is None or bool((mask == 255).all())
             yield pixels, None if blank else mask, box and _box(box)

@@ -21,7 +21,7 @@ from spcxr.errors import SpcxrError
 
 TEXT_COLUMNS = ("path", "patient_id", "split", "view", "site", "sex", "mask_path")
 RESERVED = (*TEXT_COLUMNS, "age")
-ROWS_IN_A_GROUP = 2**14  # of the Parquet file; what writing holds at once
+ROWS_IN_A_GROUP = 2**10  # of the Parquet file; what writing holds at once
 # What `prepare` adds to a store's manifest; a file that holds them already would be overwritten.
 ADDED = {
     "source_root": pa.string(),
@@ -234,15 +234,17 @@ class Manifest:
         if alone := len(self) - self._filled("patient_id"):
             notes.append(f"{alone} rows have no patient_id: each counts as a patient of its own")
         splits = fill_splits(self._patients(), self._text("split"), ratios or RATIOS, seed)
-        # Two sources may hold files of one name: those are not one patient.
-        refuse_leaks(self._patients(rooted=True), splits, where)
+        if self._filled("split"):  # else each is its patient's, and none can be in two
+            # Two sources may hold files of one name: those are not one patient.
+            several = len(pc.unique(self.table.column("source_root"))) > 1
+            refuse_leaks(self._patients(rooted=several), splits, where)
         return replace(self.with_columns({"split": splits}), notes=tuple(notes))
 
     def write(self, path: str | Path) -> None:
         """Write as Parquet, with the label names in its metadata (`notes` go to ``store.json``)."""
         metadata = {b"spcxr": json.dumps({"labels": self.labels}).encode()}
         table = self.table.replace_schema_metadata(metadata)
-        with pq.ParquetWriter(path, table.schema) as writer:
+        with pq.ParquetWriter(path, table.schema, memory_pool=pa.default_memory_pool()) as writer:
             for start in range(0, max(1, len(self)), ROWS_IN_A_GROUP):
                 writer.write_table(table.slice(start, ROWS_IN_A_GROUP).combine_chunks())
 
@@ -324,17 +326,15 @@ def _check_paths(text: Columns, root: Path, name: str) -> None:
 
 
 def _refuse_doubled(paths: Sequence[str], masks: Sequence[str], name: str) -> None:
-    columns = [pa.array(cells, pa.string()) for cells in (paths, masks)]
-    pairs = pc.binary_join_element_wise(*columns, "\0")
-    if pc.count_distinct(pairs).as_py() == len(pairs):  # a dictionary of pairs is 250 bytes a file
-        return
-    seen: dict[str, int] = {}
-    for number, pair in enumerate(pairs.to_pylist(), start=2):
+    rows = zip(paths, masks, strict=True)
+    if len(np.unique(np.fromiter(map(hash, rows), np.int64, len(paths)))) == len(paths):
+        return  # 16 bytes a file, where a dictionary of the pairs takes 250
+    seen: dict[tuple[str, str], int] = {}
+    for number, pair in enumerate(zip(paths, masks, strict=True), start=2):
         earlier = seen.setdefault(pair, number)
         if earlier != number:
-            path = pair.partition("\0")[0]
             raise SpcxrError(
-                f"{name}: rows {earlier} and {number} are the same image ({path}); drop one"
+                f"{name}: rows {earlier} and {number} are the same image ({pair[0]}); drop one"
             )
 
 

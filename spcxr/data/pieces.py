@@ -106,15 +106,16 @@ def plan(tasks: Tasks, preprocess: Preprocess, folder: Path) -> Plan:
     for start in range(0, len(tasks), length):
         digest = hashlib.blake2b(settings.encode(), digest_size=DIGEST_BYTES)
         for task in tasks[start : start + length]:
-            for name, file in zip((task.path, *task.masks), task.files, strict=True):
-                digest.update(f"\n{name} {_stamp(file)}".encode(errors="surrogateescape"))
+            for name in (task.path, *task.masks):
+                stamp = _stamp(os.path.join(task.root, name))  # pathlib keeps each name it sees
+                digest.update(f"\n{name} {stamp}".encode(errors="surrogateescape"))
         digests += digest.digest()
     return Plan(tasks, length, folder, bytes(digests))
 
 
-def _stamp(file: Path) -> str:
+def _stamp(file: str) -> str:
     try:
-        facts = file.stat()
+        facts = os.stat(file)
     except OSError:
         return "absent"
     return f"{facts.st_size} {facts.st_mtime_ns}"

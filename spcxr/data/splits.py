@@ -57,9 +57,14 @@ def fill_splits(
     >>> fill_splits(["a", "a", "b"], ["test", "", ""], ratios=(1, 0, 0)).to_pylist()
     ['test', 'test', 'train']
     """
-    (who, people), (which, names) = _encoded(patients), _encoded(splits)
-    given = np.array([bool(name) for name in names.to_pylist()], bool)[which]
-    names = [*names.to_pylist(), *SPLITS]
+    which, column = _encoded(splits)
+    names = column.to_pylist()
+    if not any(names):  # as most sets come: then who else is there need not be known
+        people = (patient.as_py() for patient in _text(patients))
+        return pa.array([hash_split(person, ratios, seed) for person in people], pa.string())
+    who, people = _encoded(patients)
+    given = np.array([bool(name) for name in names], bool)[which]
+    names += SPLITS
     of = np.full(len(people), -1, np.int32)
     of[who[given]] = which[given]  # where a patient has several, the last row's
     for person in np.flatnonzero(of < 0).tolist():
@@ -82,8 +87,8 @@ def refuse_leaks(
     """
     (who, people), (which, column) = _encoded(patients), _encoded(splits)
     names = column.to_pylist()
-    rows = np.flatnonzero(np.array([bool(name) for name in names], bool)[which])
-    first = np.zeros(len(people), np.int64)
+    rows = np.flatnonzero(np.array([bool(name) for name in names], bool)[which]).astype(np.int32)
+    first = np.zeros(len(people), np.int32)
     first[who[rows[::-1]]] = rows[::-1]  # the last that is assigned stays: each one's first row
     other = which[first[who[rows]]]
     learned = np.array([is_training(name) for name in names], bool)
@@ -100,6 +105,9 @@ def refuse_leaks(
 
 def _encoded(cells: Sequence[str] | Column) -> tuple[np.ndarray, Column]:
     """``(n,)`` int32 numbers of the distinct texts, and those: a few bytes a row, no objects."""
-    column = cells if isinstance(cells, pa.Array) else pa.array(cells, pa.string())
-    made = column.dictionary_encode()
+    made = _text(cells).dictionary_encode()
     return made.indices.to_numpy(), made.dictionary
+
+
+def _text(cells: Sequence[str] | Column) -> Column:
+    return cells if isinstance(cells, pa.Array) else pa.array(cells, pa.string())
