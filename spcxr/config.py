@@ -144,6 +144,24 @@ def _convert_tuple(name: str, arguments: tuple[Any, ...], value: Any) -> tuple[A
     return tuple(convert(name, arguments[0], p) for p in parts)
 
 
+class _EachOnce(yaml.SafeLoader):
+    """YAML's own loader takes the last of two equal keys, and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        _each_once([(key.value, None) for key, _ in node.value if isinstance(key.value, str)])
+        return super().construct_mapping(node, deep)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of these; a key that stands twice is refused."""
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise ValueError(f"key {key!r} stands twice: keep one")
+        made[key] = value
+    return made
+
+
 def read_file(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON settings file."""
     path = Path(path)
@@ -152,8 +170,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); check the --config path") from error
     try:
-        loaded = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        if path.suffix == ".json":
+            loaded = json.loads(text, object_pairs_hook=_each_once)
+        else:
+            loaded = yaml.load(text, _EachOnce)
+    except (yaml.YAMLError, ValueError) as error:
         line = str(error).replace("\n", " ")
         raise ConfigError(f"{path}: not valid YAML/JSON ({line}); correct the file") from error
     if loaded is None:

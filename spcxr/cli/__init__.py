@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from spcxr import __version__
-from spcxr.cli.options import recipe_options
+from spcxr.cli.options import one_line_when_stopped, recipe_options
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,15 @@ TRAIN = {
 }
 
 
-class LazyGroup(click.Group):
+class Group(click.Group):
+    """A click group whose commands end in one line on Ctrl-C, from their first import on."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with one_line_when_stopped():
+            return super().invoke(ctx)
+
+
+class LazyGroup(Group):
     """A click group that imports a recipe only when its command is asked for."""
 
     def __init__(self, table: dict[str, Command], **settings: Any) -> None:
@@ -79,7 +87,7 @@ def train() -> None:
     """Pretrain, fine-tune and evaluate vision transformers on chest X-rays."""
 
 
-@click.group()
+@click.group(cls=Group)
 @click.version_option(__version__, prog_name="spcxr")
 def use() -> None:
     """Use spcxr: what this machine offers."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -74,21 +75,29 @@ def _shown(value: Any) -> str:
     )
 
 
-def with_exit_code(work: Callable[[], None], debug: bool) -> None:
-    """Run ``work``; an `SpcxrError`, or Ctrl-C, becomes one line on stderr and its exit code."""
+@contextlib.contextmanager
+def one_line_when_stopped(debug: bool = False) -> Iterator[None]:
+    """Ctrl-C becomes one line on stderr and exit code 130; click would say ``Aborted!``, and 1."""
     try:
-        work()
-    except SpcxrError as error:
-        if debug:
-            traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_code) from error
+        yield
     except KeyboardInterrupt as error:
         if debug:
             traceback.print_exc()
         said = "stopped; the same command goes on from what is saved, or starts again"
         click.echo(f"error: {said}", err=True)
         raise SystemExit(Interrupted.exit_code) from error
+
+
+def with_exit_code(work: Callable[[], None], debug: bool) -> None:
+    """Run ``work``; an `SpcxrError`, or Ctrl-C, becomes one line on stderr and its exit code."""
+    try:
+        with one_line_when_stopped(debug):
+            work()
+    except SpcxrError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(error.exit_code) from error
     except OSError as error:
         # A place that cannot be used: no permission, read-only, full, not a folder, vanished.
         if debug:

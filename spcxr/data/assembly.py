@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spcxr.data.manifest import ADDED, Manifest, concatenate
-from spcxr.data.pieces import Made, Piece, read_piece
+from spcxr.data.manifest import ADDED, Manifest, concatenate, split_paths
+from spcxr.data.pieces import Made, Piece, Plan, Task, read_piece
 from spcxr.data.store import Box, Store, StoreWriter
 from spcxr.errors import NothingDone, SpcxrError
 
-Rejections = list[tuple[str, str]]  # path, reason
+Rejections = Iterable[tuple[str, str]]  # path, reason
 FROM_HEADER = ("patient_id", "view", "sex", "site", "age")  # the manifest's own cell wins
 MEASURED = tuple(name for name in ADDED if name != "source_root")
 FACTS = pa.schema(
@@ -27,7 +28,22 @@ FACTS = pa.schema(
 )
 BOX = ("box_top", "box_left", "box_height", "box_width")
 ROWS_AT_ONCE = 64
-ROWS_IN_A_BLOCK = 4096
+ROWS_IN_A_BLOCK = 256
+
+
+class ManifestTasks:
+    """The manifest's rows as tasks, made slice by slice: a row of Arrow's is a tenth of objects."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._table = manifest.table.select(["source_root", "path", "mask_path"])
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, part: slice, /) -> list[Task]:
+        start, stop, _ = part.indices(len(self))
+        columns = (c.to_pylist() for c in self._table.slice(start, stop - start).columns)
+        return [Task(root, path, split_paths(m)) for root, path, m in zip(*columns, strict=True)]
 
 
 class Assembly:
@@ -37,12 +53,14 @@ class Assembly:
     view, sex, site and age are filled from the files' headers.
     """
 
-    def __init__(self, pieces: Sequence[Piece], manifest: Manifest, writer: StoreWriter) -> None:
+    def __init__(self, pieces: Plan, manifest: Manifest, writer: StoreWriter) -> None:
         self.pieces, self.manifest, self.writer = pieces, manifest, writer
-        self._reasons: dict[int, str] = {}
+        self._accepted = bytearray()  # 1 or 0 for each row
+        self._reasons: dict[str, int] = {}  # each once, numbered
+        self._why = array("I")  # of each rejected row
         self._facts: list[dict[str, Any]] = []
         self._blocks = [pa.Table.from_pylist([], FACTS)]
-        self._next_piece = self._next_row = 0
+        self._next_piece = 0
 
     def advance(self) -> None:
         """Take in the pieces that are done, up to the first that is not."""
@@ -50,8 +68,8 @@ class Assembly:
             self._take(_read(self.pieces[self._next_piece]))
             self._next_piece += 1
 
-    def finish(self) -> tuple[Manifest, Rejections]:
-        """The accepted rows' manifest, and what was rejected; all pieces must be done.
+    def finish(self) -> tuple[Manifest, int]:
+        """The accepted rows' manifest, and how many were rejected; all pieces must be done.
 
         Raises
         ------
@@ -62,29 +80,31 @@ class Assembly:
         if self._next_piece != len(self.pieces):
             raise ValueError(f"piece {self._next_piece} of {len(self.pieces)} is not made yet")
         self._pack()
-        rejected, file = self._rejections(), self.writer.work / "rejected.csv"
-        write_rejections(file, rejected)
-        kept = [row for row in range(len(self.manifest)) if row not in self._reasons]
-        if not kept:
+        rejected, file = len(self._why), self.writer.work / "rejected.csv"
+        write_rejections(file, self._rejections())
+        if rejected == len(self._accepted):
             for piece in self.pieces:  # nothing worth keeping: the next run tries all anew
                 piece.file.unlink()
-            path, reason = rejected[0]
+            path, reason = next(self._rejections())
             raise NothingDone(
-                f"all {len(rejected)} files were rejected, {path} because: {reason}; see {file}"
+                f"all {rejected} files were rejected, {path} because: {reason}; see {file}"
             )
-        facts = pa.concat_tables(self._blocks).combine_chunks()
-        return _filled(self.manifest.select(kept), facts), rejected
+        facts = pa.concat_tables(self._blocks)
+        self._blocks.clear()
+        kept = np.frombuffer(self._accepted, bool)
+        manifest = self.manifest.select(np.flatnonzero(kept)) if rejected else self.manifest
+        return _filled(manifest, facts), rejected
 
     def _take(self, made: Made) -> None:
         accepted = iter(zip(made.images, made.masks, strict=True))
         for row in made.rows:
+            self._accepted.append("reason" not in row)
             if "reason" in row:
-                self._reasons[self._next_row] = sys.intern(row["reason"])
+                self._why.append(self._reasons.setdefault(row["reason"], len(self._reasons)))
             else:
                 pixels, mask = next(accepted)
                 self.writer.add(pixels, mask, _box(row))
                 self._facts.append(row)
-            self._next_row += 1
         if len(self._facts) >= ROWS_IN_A_BLOCK:
             self._pack()
 
@@ -93,11 +113,12 @@ class Assembly:
         self._blocks.append(pa.Table.from_pylist(self._facts, FACTS))
         self._facts = []
 
-    def _rejections(self) -> Rejections:
-        part = self.manifest.select(list(self._reasons))
-        roots, paths = part.column("source_root"), part.column("path")
-        files = (f"{root}/{path}" for root, path in zip(roots, paths, strict=True))
-        return list(zip(files, self._reasons.values(), strict=True))
+    def _rejections(self) -> Iterator[tuple[str, str]]:
+        reasons, tasks = list(self._reasons), ManifestTasks(self.manifest)
+        rows = np.flatnonzero(np.frombuffer(self._accepted, bool) == 0)
+        for row, why in zip(rows.tolist(), self._why, strict=True):
+            (task,) = tasks[row : row + 1]
+            yield f"{task.root}/{task.path}", reasons[why]
 
 
 def _read(piece: Piece) -> Made:
@@ -112,11 +133,11 @@ def _read(piece: Piece) -> Made:
 
 def _filled(manifest: Manifest, facts: pa.Table) -> Manifest:
     """The manifest with its blank cells filled from ``facts``, and what was measured added."""
-    columns = {name: facts.column(name) for name in MEASURED}
+    columns = {name: facts.column(name).combine_chunks() for name in MEASURED}
     for name in FROM_HEADER:
         own, found = manifest.table.column(name), facts.column(name)
         blank = own.is_null() if name == "age" else pc.equal(own, "")
-        columns[name] = pc.if_else(blank, found, own)
+        columns[name] = pc.if_else(blank, found, own).combine_chunks()
     return manifest.with_columns(columns)
 
 
@@ -125,8 +146,8 @@ def _box(row: Mapping[str, Any]) -> Box:
     return top, left, height, width
 
 
-def join(stores: Sequence[Store], writer: StoreWriter) -> tuple[Manifest, Rejections]:
-    """Stream the rows of several stores, in order, into one.
+def join(stores: Sequence[Store], writer: StoreWriter) -> tuple[Manifest, int]:
+    """Stream the rows of several stores, in order, into one: its manifest, and how many rejected.
 
     Raises
     ------
@@ -140,31 +161,28 @@ def join(stores: Sequence[Store], writer: StoreWriter) -> tuple[Manifest, Reject
                 f"{store.path}: prepared otherwise than {first.path} ({store.preprocess} and "
                 f"{first.preprocess}); join stores of one preset, size, fit and dtype"
             )
-    rejected: Rejections = []
     for store in stores:
         for pixels, mask, box in _rows(store):
             writer.add(pixels, mask, box)
-        rejected += read_rejections(store.path / "rejected.csv")
-    write_rejections(writer.work / "rejected.csv", rejected)
+    files = [store.path / "rejected.csv" for store in stores]
+    write_rejections(writer.work / "rejected.csv", chain.from_iterable(map(read_rejections, files)))
+    rejected = sum(1 for file in files for _ in read_rejections(file))
     return concatenate([store.manifest for store in stores]), rejected
 
 
 def _rows(store: Store) -> Iterator[tuple[np.ndarray, np.ndarray | None, Box | None]]:
     table = store.manifest.table
     known = set(BOX) <= set(table.column_names)
-    boxes = [store.manifest.column(name) for name in BOX] if known else []
     for start in range(0, len(store), ROWS_AT_ONCE):
         rows = np.arange(start, min(start + ROWS_AT_ONCE, len(store)))
         images = store.images(rows)
         masks = store.masks(rows) if store.has_masks else [None] * len(rows)
-        for row, pixels, mask in zip(rows.tolist(), images, masks, strict=True):
+        boxes = (
+            table.slice(start, len(rows)).select(BOX).to_pylist() if known else [None] * len(rows)
+        )
+        for pixels, mask, box in zip(images, masks, boxes, strict=True):
             blank = mask is None or bool((mask == 255).all())
-            box = (
-                _box({name: cells[row] for name, cells in zip(BOX, boxes, strict=True)})
-                if known
-                else None
-            )
-            yield pixels, None if blank else mask, box
+            yield pixels, None if blank else mask, box and _box(box)
 
 
 def write_rejections(file: Path, rejected: Rejections) -> None:
@@ -175,9 +193,8 @@ def write_rejections(file: Path, rejected: Rejections) -> None:
         writer.writerows(rejected)
 
 
-def read_rejections(file: Path) -> Rejections:
+def read_rejections(file: Path) -> Iterator[tuple[str, str]]:
     """The rows of a ``rejected.csv``; none where there is no such file (a store made by hand)."""
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        return [(row[0], row[1]) for row in csv.reader(stream)][1:]
+    if file.is_file():
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            yield from ((row[0], row[1]) for row in islice(csv.reader(stream), 1, None))

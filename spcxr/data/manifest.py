@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from spcxr.data.labels import almost_labels, parse_labels, twin_labels
@@ -20,6 +21,7 @@ from spcxr.errors import SpcxrError
 
 TEXT_COLUMNS = ("path", "patient_id", "split", "view", "site", "sex", "mask_path")
 RESERVED = (*TEXT_COLUMNS, "age")
+ROWS_IN_A_GROUP = 2**10  # of the Parquet file; what writing holds at once
 # What `prepare` adds to a store's manifest; a file that holds them already would be overwritten.
 ADDED = {
     "source_root": pa.string(),
@@ -77,7 +79,7 @@ class Manifest:
         columns = read_table(path)
         root = path.parent if root is None else root
         made = cls.from_columns(columns, root=root, labels=labels, name=str(path))
-        refuse_leaks(made._patients(), made.column("split"), str(path))
+        refuse_leaks(made._patients(), made._text("split"), str(path))
         return made
 
     @classmethod
@@ -106,8 +108,9 @@ class Manifest:
                     "rename or drop it, or give the manifest the store was made from"
                 )
         rows = len(text["path"])
+        blank = [""] * rows  # one for all: nobody writes to a blank cell
         for key in TEXT_COLUMNS:
-            text.setdefault(key, [""] * rows)
+            text.setdefault(key, blank)
         _check_paths(text, Path(root), name)
         parsed = parse_labels(text, RESERVED, tuple(labels), name)
         if not labels:
@@ -116,12 +119,12 @@ class Manifest:
         arrays: dict[str, pa.Array] = {}
         for key, cells in text.items():
             arrays[key] = pa.array(cells, pa.string())
-        ages = text.get("age", [""] * rows)
+        ages = text.get("age", blank)
         arrays["age"] = pa.array([years(cell) for cell in ages], pa.float32())
         if odd := sum(bool(cell) for cell in ages) - (rows - arrays["age"].null_count):
             notes += (f"{name}: {odd} cells of column 'age' are no age up to 120: unknown",)
         arrays |= {key: pa.array(values, pa.int8()) for key, values in parsed.items()}
-        arrays["source_root"] = pa.array([os.path.realpath(root)] * rows, pa.string())
+        arrays["source_root"] = pa.repeat(pa.scalar(os.path.realpath(root), pa.string()), rows)
         order = [*RESERVED, *parsed, *(key for key in arrays if key not in {*RESERVED, *parsed})]
         return cls(pa.table({key: arrays[key] for key in order}), tuple(parsed), notes)
 
@@ -141,11 +144,18 @@ class Manifest:
         >>> Manifest.from_columns({"path": ["a.png"]}, root=".").patients.tolist()
         ['file:a.png']
         """
-        return np.array(self._patients(), dtype=np.str_)
+        return np.array(self._patients().to_pylist(), dtype=np.str_)
 
-    def _patients(self) -> list[str]:
-        pairs = zip(self.column("patient_id"), self.column("path"), strict=True)
-        return [patient or f"file:{path}" for patient, path in pairs]
+    def _patients(self, rooted: bool = False) -> pa.Array:
+        """The same as one Arrow array; ``rooted``: files' names with the root they are in."""
+        known, path = self._text("patient_id"), self._text("path")
+        parts = [self._text("source_root"), "/file:", path] if rooted else ["file:", path]
+        own = pc.binary_join_element_wise(*parts, "")
+        return pc.if_else(pc.equal(known, ""), own, known)
+
+    def _text(self, name: str) -> pa.Array:
+        column = self.table.column(name)
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
     def rows(self, splits: str | Sequence[str]) -> np.ndarray:
         """``(m,)`` int64: the rows of these splits, in order; upper and lower case are one.
@@ -156,13 +166,13 @@ class Manifest:
         """
         names = (splits,) if isinstance(splits, str) else splits
         wanted = {name.lower() for name in names}
-        inside = [split.lower() in wanted for split in self.column("split")]
-        return np.flatnonzero(inside).astype(np.int64)
+        meant = pa.array([name for name in self.splits if name.lower() in wanted], pa.string())
+        return np.flatnonzero(pc.is_in(self._text("split"), meant)).astype(np.int64)
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits that occur, in order of first appearance."""
-        return tuple(dict.fromkeys(self.column("split")))
+        return tuple(pc.unique(self.table.column("split")).to_pylist())
 
     def label_matrix(self, names: Sequence[str] | None = None) -> np.ndarray:
         """``(n, K)`` float32 of 1, 0, -1 (uncertain) and NaN (unknown); all labels by default."""
@@ -198,7 +208,11 @@ class Manifest:
     def testable(self) -> bool:
         """Whether any row has a label, a mask or a split: something to measure a model by."""
         known = any(self.table.column(name).null_count < len(self) for name in self.labels)
-        return known or any(self.column("mask_path")) or any(self.column("split"))
+        return known or any(self._filled(name) for name in ("mask_path", "split"))
+
+    def _filled(self, name: str) -> int:
+        """How many cells of a column of text are not blank."""
+        return len(self) - int(pc.sum(pc.equal(self.table.column(name), "")).as_py() or 0)
 
     def settled(
         self, ratios: Sequence[float] | None = None, seed: int = 0, where: str = "manifest"
@@ -208,9 +222,8 @@ class Manifest:
         Without ``ratios`` they are `splits.RATIOS`, and all rows are for training where there is
         nothing to test on (`testable`).
         """
-        patients, splits = self._patients(), self.column("split")
         notes = list(self.notes)
-        blank = sum(not split for split in splits)
+        blank = len(self) - self._filled("split")
         if ratios is None and not self.testable:
             ratios = (1.0, 0.0, 0.0)
             notes.append(f"no label, mask or split to test by: all {blank} rows are in split train;"
@@ -219,21 +232,22 @@ class Manifest:
             shares = "/".join(f"{r:g}" for r in ratios or RATIOS)
             notes.append(f"{blank} rows had no split: train/val/test {shares} by patient hash, "
                          f"seed {seed}")  # fmt: skip
-        if alone := sum(not p for p in self.column("patient_id")):
+        if alone := len(self) - self._filled("patient_id"):
             notes.append(f"{alone} rows have no patient_id: each counts as a patient of its own")
-        splits = fill_splits(patients, splits, ratios or RATIOS, seed)
-        roots = zip(patients, self.column("source_root"), strict=True)
-        # Two sources may hold files of one name: those are not one patient.
-        apart = [f"{root}/{p}" if p.startswith("file:") else p for p, root in roots]
-        refuse_leaks(apart, splits, where)
-        made = self.with_columns({"split": pa.array(splits, pa.string())})
-        return replace(made, notes=tuple(notes))
+        splits = fill_splits(self._patients(), self._text("split"), ratios or RATIOS, seed)
+        if self._filled("split"):  # else each is its patient's, and none can be in two
+            # Two sources may hold files of one name: those are not one patient.
+            several = len(pc.unique(self.table.column("source_root"))) > 1
+            refuse_leaks(self._patients(rooted=several), splits, where)
+        return replace(self.with_columns({"split": splits}), notes=tuple(notes))
 
     def write(self, path: str | Path) -> None:
         """Write as Parquet, with the label names in its metadata (`notes` go to ``store.json``)."""
         metadata = {b"spcxr": json.dumps({"labels": self.labels}).encode()}
-        table = self.table.combine_chunks().replace_schema_metadata(metadata)
-        pq.write_table(table, path)
+        table = self.table.replace_schema_metadata(metadata)
+        with pq.ParquetWriter(path, table.schema, memory_pool=pa.default_memory_pool()) as writer:
+            for start in range(0, max(1, len(self)), ROWS_IN_A_GROUP):
+                writer.write_table(table.slice(start, ROWS_IN_A_GROUP).combine_chunks())
 
     @classmethod
     def read_stored(cls, path: str | Path) -> Manifest:
@@ -291,26 +305,35 @@ def split_paths(cell: str) -> tuple[str, ...]:
 def _check_paths(text: Columns, root: Path, name: str) -> None:
     """Make paths relative to the root; refuse those that leave it, and doubled rows."""
     inside = Inside(root)
-    seen: dict[tuple[str, str], int] = {}
     for index in range(len(text["path"])):
         number = index + 2
         if not text["path"][index]:
             raise SpcxrError(f"{name}: row {number} has no path; fill it or drop the row")
         for key in ("path", "mask_path"):
-            parts = split_paths(text[key][index]) if key == "mask_path" else [text[key][index]]
+            cell = text[key][index]
+            parts = split_paths(cell) if key == "mask_path" else [cell]
             if any("\\" in part and not Path(root, part).exists() for part in parts):
                 raise SpcxrError(
-                    f"{name}: row {number}, column {key!r}: {text[key][index]} has backslashes, as "
+                    f"{name}: row {number}, column {key!r}: {cell} has backslashes, as "
                     "Windows writes paths; write them with / and relative to the root"
                 )
             made = [inside.relative(part) for part in parts]
             if None in made:
                 raise SpcxrError(
-                    f"{name}: row {number}, column {key!r}: {text[key][index]} leaves the root "
+                    f"{name}: row {number}, column {key!r}: {cell} leaves the root "
                     f"{root}; put the files below it, or name their folder with --root"
                 )
-            text[key][index] = "|".join(filter(None, made))
-        pair = (text["path"][index], text["mask_path"][index])
+            if (joined := "|".join(filter(None, made))) != cell:  # else a second string a file
+                text[key][index] = joined
+    _refuse_doubled(text["path"], text["mask_path"], name)
+
+
+def _refuse_doubled(paths: Sequence[str], masks: Sequence[str], name: str) -> None:
+    rows = zip(paths, masks, strict=True)
+    if len(np.unique(np.fromiter(map(hash, rows), np.int64, len(paths)))) == len(paths):
+        return  # 16 bytes a file, where a dictionary of the pairs takes 250
+    seen: dict[tuple[str, str], int] = {}
+    for number, pair in enumerate(zip(paths, masks, strict=True), start=2):
         earlier = seen.setdefault(pair, number)
         if earlier != number:
             raise SpcxrError(

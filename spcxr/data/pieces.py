@@ -9,10 +9,10 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ from spcxr.errors import SpcxrError
 
 FILES_PER_PIECE = 16  # at most: a crash or a kill loses the work on so many
 PIECES = 64  # at least, where there are as many files: enough for every worker of a large machine
+DIGEST_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +63,59 @@ class Made:
     masks: list[np.ndarray | None] = field(default_factory=list)
 
 
-def plan(tasks: Sequence[Task], preprocess: Preprocess, folder: Path) -> list[Piece]:
+class Tasks(Protocol):
+    """Tasks by slices: a list, or what makes them when asked for (`assembly.ManifestTasks`)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Sequence[Task]: ...
+
+
+class Plan:
+    """The pieces of a run in order, each made when asked for.
+
+    What it holds of a file is a part of its piece's digest, under a byte: a run of a million files
+    has its paths in the manifest's columns once, and never as objects.
+    """
+
+    def __init__(self, tasks: Tasks, length: int, folder: Path, digests: bytes) -> None:
+        self.tasks, self.length, self.folder, self._digests = tasks, length, folder, digests
+
+    def __len__(self) -> int:
+        return len(self._digests) // DIGEST_BYTES
+
+    def __getitem__(self, number: int) -> Piece:
+        if not 0 <= number < len(self):
+            raise IndexError(f"piece {number} of {len(self)}")
+        digest = self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES].hex()
+        part = self.tasks[number * self.length : (number + 1) * self.length]
+        return Piece(self.folder / f"piece-{number:06d}-{digest}.npz", tuple(part))
+
+    def __iter__(self) -> Iterator[Piece]:
+        return (self[number] for number in range(len(self)))
+
+
+def plan(tasks: Tasks, preprocess: Preprocess, folder: Path) -> Plan:
     """Cut the tasks into pieces. A piece's name hashes its settings and its files' size and time.
 
     So a file that changed, or another setting, is another piece; the worker count never shows.
     """
     settings = json.dumps(preprocess.to_dict(), sort_keys=True)
-    pieces = []
+    digests = bytearray()
     length = min(FILES_PER_PIECE, max(1, len(tasks) // PIECES))
     for start in range(0, len(tasks), length):
-        part = tuple(tasks[start : start + length])
-        digest = hashlib.blake2b(settings.encode(), digest_size=12)
-        for task in part:
-            for name, file in zip((task.path, *task.masks), task.files, strict=True):
-                digest.update(f"\n{name} {_stamp(file)}".encode(errors="surrogateescape"))
-        number = start // length
-        pieces.append(Piece(folder / f"piece-{number:06d}-{digest.hexdigest()}.npz", part))
-    return pieces
+        digest = hashlib.blake2b(settings.encode(), digest_size=DIGEST_BYTES)
+        for task in tasks[start : start + length]:
+            for name in (task.path, *task.masks):
+                stamp = _stamp(os.path.join(task.root, name))  # pathlib keeps each name it sees
+                digest.update(f"\n{name} {stamp}".encode(errors="surrogateescape"))
+        digests += digest.digest()
+    return Plan(tasks, length, folder, bytes(digests))
 
 
-def _stamp(file: Path) -> str:
+def _stamp(file: str) -> str:
     try:
-        facts = file.stat()
+        facts = os.stat(file)
     except OSError:
         return "absent"
     return f"{facts.st_size} {facts.st_mtime_ns}"

@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, parent_process
@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from spcxr.data.pieces import Piece, make_piece
+from spcxr.data.pieces import Piece, Plan, make_piece
 from spcxr.data.presets import Preprocess
 from spcxr.errors import SpcxrError
 
@@ -36,7 +36,7 @@ QUEUED_PER_WORKER = 3  # enough that no worker waits, few enough that memory sta
 
 
 def make_pieces(
-    pieces: Sequence[Piece],
+    pieces: Plan,
     preprocess: Preprocess,
     workers: int,
     made: Callable[[Piece], object],
@@ -47,22 +47,28 @@ def make_pieces(
     is rejected and the run goes on: the pieces that were under way are tried again one by one,
     and the one that dies again is read on without that file.
     """
-    todo = [piece for piece in pieces if not piece.done]
+    todo = _not_done(pieces)
     if workers == 0:
-        for piece in todo:
+        for piece in map(pieces.__getitem__, todo):
             make_piece(piece, preprocess, _known_bad(piece), _crumb(piece))
             made(piece)
         return
     while todo:
-        for piece in _in_parallel(todo, preprocess, min(workers, len(todo)), made):
+        waiting = map(pieces.__getitem__, todo)
+        for piece in _in_parallel(waiting, preprocess, min(workers, len(todo)), made):
             _crumb(piece).unlink(missing_ok=True)
             while _in_parallel([piece], preprocess, 1, made):
                 _blame(piece)
-        todo = [piece for piece in todo if not piece.done]
+        todo = _not_done(pieces)
+
+
+def _not_done(pieces: Plan) -> list[int]:
+    """Numbers, not pieces: those would hold a task for each file of the run."""
+    return [number for number, piece in enumerate(pieces) if not piece.done]
 
 
 def _in_parallel(
-    todo: Sequence[Piece], preprocess: Preprocess, workers: int, made: Callable[[Piece], object]
+    todo: Iterable[Piece], preprocess: Preprocess, workers: int, made: Callable[[Piece], object]
 ) -> list[Piece]:
     """Work through ``todo``; the pieces being read when a worker died, or ``[]``."""
     context = multiprocessing.get_context("spawn")

@@ -268,14 +268,14 @@ class StoreWriter:
         }
         write_durably(self.work / "store.json", json.dumps(block, indent=1) + "\n")
         publish(self.work, self.out, self.overwrite)
-        return Store.open(self.out)
+        return Store(self.out, read_facts(self.out), manifest)
 
     def _statistics(self, manifest: Manifest) -> tuple[float, float, str]:
         """Mean and std of pixels in [0, 1]; exact integer sums, so no order of summing shows."""
-        training = [i for i, s in enumerate(manifest.column("split")) if is_training(s)]
-        over = "training rows" if training else "all rows (there is no training split)"
-        chosen = training or range(len(manifest))
-        count, total, square = (sum(column[i] for i in chosen) for column in self._moments)
+        names = [name for name in manifest.splits if is_training(name)]
+        rows = manifest.rows(names) if names else np.arange(len(manifest))
+        over = "training rows" if names else "all rows (there is no training split)"
+        count, total, square = (sum(column[i] for i in rows) for column in self._moments)
         top = int(np.iinfo(self.dtype).max)
         variance = (count * square - total * total) / (count * count)  # Python ints: exact
         return total / count / top, variance**0.5 / top, over

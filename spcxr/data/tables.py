@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from spcxr.errors import SpcxrError
 Columns = dict[str, list[str]]
 AGE = re.compile(r"(\d+(?:\.\d+)?)([YMWD+]?)")
 OLDEST = 120.0
+MOST_KNOWN = 4096
 AGE_UNITS = {"": 1, "+": 1, "Y": 1, "M": 12, "W": 52.18, "D": 365.25}
 
 
@@ -44,26 +46,37 @@ def read_table(path: str | Path) -> Columns:
 def _read_csv(path: Path) -> Columns:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file, strict=True)]
+            return _columns(path, csv.reader(file, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise SpcxrError(
             f"{path}: not a UTF-8 CSV ({error}); save it again as UTF-8 CSV"
         ) from error
     except OSError as error:
         raise SpcxrError(f"{path}: cannot be read ({error.strerror}); check it") from error
-    header, *body = [row for row in rows if any(row)] or [[]]
+
+
+def _columns(path: Path, lines: Iterable[list[str]]) -> Columns:
+    stripped = ([cell.strip() for cell in line] for line in lines)
+    rows = (row for row in stripped if any(row))
+    header = next(rows, [])
     for mark, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(header) == 1 and mark in header[0]:
             raise SpcxrError(f"{path}: cells are separated by {name}; save it with commas")
-    if not body:
-        raise SpcxrError(f"{path}: no rows below the header; a manifest needs one row an image")
-    for number, row in enumerate(body, start=2):
+    columns: list[list[str]] = [[] for _ in header]
+    known: dict[str, str] = {}  # cells that recur are one string: most of a large table's memory
+    for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise SpcxrError(
                 f"{path}: row {number} has {len(row)} cells, the header {len(header)}; "
                 "put cells that hold commas in double quotes"
             )
-    return _named(path, header, [list(cells) for cells in zip(*body, strict=True)])
+        for cells, cell in zip(columns, row, strict=True):
+            if len(known) < MOST_KNOWN:
+                known.setdefault(cell, cell)
+            cells.append(known.get(cell, cell))
+    if not columns or not columns[0]:
+        raise SpcxrError(f"{path}: no rows below the header; a manifest needs one row an image")
+    return _named(path, header, columns)
 
 
 def _read_parquet(path: Path) -> Columns:

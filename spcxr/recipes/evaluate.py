@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +82,8 @@ def run(config: EvaluateConfig) -> Path:
     ------
     SpcxrError
         no trained task, data prepared otherwise than the weights know, a split or label that the
-        data do not have, or an ``out`` that holds something else or a finished evaluation.
+        data do not have, or an ``out`` that holds something else or an evaluation of other
+        weights, data or settings. A finished one of the same is left as it is.
     """
     device = pick_device(config.device)
     settings = Settings(
@@ -93,14 +97,39 @@ def run(config: EvaluateConfig) -> Path:
     trained = load_trained(config.run, device)
     with open_run(config.out, to_dict(config), recipe="evaluate") as folder:
         report = folder / "report.html"
-        if report.exists():
-            raise SpcxrError(f"{folder}: holds a finished evaluation; choose another --out")
         sets = list(choose_sets(config, trained, folder))
+        described = describe(config, trained, settings, sets)
+        if report.exists():
+            refuse_other(folder, described)
+            print(f"{folder}: already complete", file=sys.stderr)
+            return report
         results = [measure(trained, test_set, settings) for test_set in sets]
-        facts = pages.provenance(describe(config, trained, settings, sets))
+        facts = pages.provenance(described)
         write_predictions(folder / "predictions.csv", results)
         write_json(folder / "metrics.json", as_json(config, trained, results, facts))
         return write_report(report, page(config, trained, results, facts))
+
+
+def refuse_other(folder: Path, described: Mapping[str, object]) -> None:
+    """Refuse a finished evaluation whose ``metrics.json`` does not say that it is this very one."""
+    try:
+        found = json.loads((folder / "metrics.json").read_text())["provenance"]
+    except (OSError, ValueError, KeyError):
+        found = {}
+    changed = [name for name, value in described.items() if found.get(name) != str(value)]
+    if changed:
+        raise SpcxrError(
+            f"{folder}: holds a finished evaluation with other {', '.join(changed)}; "
+            "choose another --out"
+        )
+
+
+def weights_hash(trained: TrainedModel) -> str:
+    """Of encoder and head as loaded: a run trained anew at the same path is another."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(trained.model.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 # --- data -----------------------------------------------------------------------------------
@@ -183,6 +212,7 @@ def describe(
     return {
         "torch": torch.__version__,
         "model": config.run,
+        "weights": weights_hash(trained)[:16],
         "trained by": f"spcxr {trained.config['spcxr_version']}",
         "preprocessing": preprocess,
         "data": ", ".join(f"{name} ({digest})" for name, digest in hashes.items()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
 from spcxr.config import Config, ConfigError, setting, to_dict
-from spcxr.data.assembly import Assembly, join
-from spcxr.data.manifest import Manifest, concatenate, split_paths
-from spcxr.data.pieces import Piece, Task, plan
+from spcxr.data.assembly import Assembly, ManifestTasks, join
+from spcxr.data.manifest import Manifest, concatenate
+from spcxr.data.pieces import Piece, Plan, plan
 from spcxr.data.pool import make_pieces
 from spcxr.data.presets import PRESET_VERSIONS, Preprocess
 from spcxr.data.shards import refuse_occupied, write_durably
@@ -76,6 +78,18 @@ class PrepareConfig(Config):
             parse_shard(self.shard)
 
 
+@contextlib.contextmanager
+def _lean_arrow() -> Iterator[None]:
+    """Arrow on malloc: its own allocator keeps 10 MiB at once, and more of every size it gave."""
+    earlier = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(earlier)
+
+
+@_lean_arrow()
 def run(config: PrepareConfig) -> Path:
     """Prepare the sources and return the store's path.
 
@@ -103,7 +117,7 @@ def run(config: PrepareConfig) -> Path:
     request = {k: v for k, v in to_dict(config).items() if k not in NOT_PART_OF_THE_RESULT}
     request["sources"] = [os.path.realpath(source) for source in config.sources]
     work = partial_folder(out)
-    pieces = plan(_tasks(manifest), preprocess, work / "pieces")
+    pieces = plan(ManifestTasks(manifest), preprocess, work / "pieces")
     facts = {"request": request, "inputs": _fingerprint(pieces, manifest)}
     if _complete(out, facts, config.overwrite):
         return out
@@ -116,8 +130,8 @@ def run(config: PrepareConfig) -> Path:
         accepted, rejected = assembly.finish()
         if config.shard is None:
             accepted = accepted.settled(config.split_ratios, config.seed, config.sources[0])
-        store = writer.finish(accepted, {**facts, "rejected": len(rejected)})
-    _report(store, len(rejected))
+        store = writer.finish(accepted, {**facts, "rejected": rejected})
+    _report(store, rejected)
     return out
 
 
@@ -165,24 +179,33 @@ def _index(config: PrepareConfig) -> Manifest:
         raise SpcxrError(
             f"shard {config.shard} of {len(manifest)} images is empty; take fewer parts"
         )
-    return manifest.select(list(rows))
+    return manifest.select(np.asarray(rows))
 
 
-def _tasks(manifest: Manifest) -> list[Task]:
-    columns = (manifest.column(name) for name in ("source_root", "path", "mask_path"))
-    return [Task(root, path, split_paths(mask)) for root, path, mask in zip(*columns, strict=True)]
-
-
-def _fingerprint(pieces: list[Piece], manifest: Manifest) -> str:
+def _fingerprint(pieces: Plan, manifest: Manifest) -> str:
     """Changes when any input file, or any cell of the manifest, does."""
     digest = hashlib.blake2b(digest_size=16)
     for piece in pieces:
         digest.update(piece.file.name.encode())
-    sink = pa.BufferOutputStream()
+    sink = pa.PythonFile(_Hashing(digest), "w")  # a copy of the table would be large
     with pa.ipc.new_stream(sink, manifest.table.schema) as stream:
         stream.write_table(manifest.table.combine_chunks())
-    digest.update(sink.getvalue())
     return digest.hexdigest()
+
+
+class _Hashing(io.RawIOBase):
+    """A file that only hashes what is written to it."""
+
+    def __init__(self, digest: Any) -> None:
+        super().__init__()
+        self._digest = digest
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return len(data)
 
 
 @contextlib.contextmanager
@@ -262,7 +285,7 @@ def _forget(work: Path, request: dict[str, Any]) -> None:
 def _read_all(assembly: Assembly, preprocess: Preprocess, workers: int) -> None:
     """Read every file that is not read yet, with one bar; Ctrl-C and SIGTERM keep the rest."""
     pieces = assembly.pieces
-    total = sum(len(piece.tasks) for piece in pieces)
+    total = len(pieces.tasks)
     before = sum(len(piece.tasks) for piece in pieces if piece.done)
     wanted = {piece.file.stem for piece in pieces}
     for file in pieces[0].file.parent.iterdir():
@@ -320,15 +343,23 @@ def _join(config: PrepareConfig, out: Path) -> Path:
             raise SpcxrError(f"{out}: the parts differ in --split-ratios or --seed; make them anew")
     elif any(shards):
         raise SpcxrError(f"{out}: some sources are parts of a --shard; join those first")
-    request = {"sources": [os.path.realpath(store.path) for store in stores]}
+    request = {
+        "sources": [os.path.realpath(store.path) for store in stores],
+        "split_ratios": ratios and list(ratios),
+        "seed": seed,
+    }
+    hashes = [store.facts["content_hash"] for store in stores]
+    facts = {"request": request, "inputs": hashlib.sha256("".join(hashes).encode()).hexdigest()}
+    if _complete(out, facts, config.overwrite):
+        return out
     with (
         _workplace(out, request, config.overwrite),
         _writer(out, stores[0].preprocess, config.overwrite) as writer,
     ):
         manifest, rejected = join(stores, writer)
         manifest = manifest.settled(ratios, seed, str(out))
-        store = writer.finish(manifest, {"request": request, "rejected": len(rejected)})
-    _report(store, len(rejected))
+        store = writer.finish(manifest, {**facts, "rejected": rejected})
+    _report(store, rejected)
     return out
 
 

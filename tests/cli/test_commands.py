@@ -1,5 +1,6 @@
 """The commands' promises: exit codes, one-line errors, settings files."""
 
+import importlib
 from dataclasses import dataclass
 
 import click
@@ -85,6 +86,35 @@ def test_ctrl_c_is_one_line_and_exit_code_130():
     result, _ = cook(["--out", "x"], raises=KeyboardInterrupt())
     assert result.exit_code == 130
     assert result.output.startswith("error: stopped; the same command ")
+    assert result.output.count("\n") == 1
+
+
+def test_ctrl_c_while_a_command_still_imports_is_the_same_line(monkeypatch):
+    def stopped(*names):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spcxr.infer.info.gather", stopped)
+    monkeypatch.setattr(importlib, "import_module", stopped)
+    for group, arguments in ((train, ["prepare", "a", "--out", "b"]), (use, ["info"])):
+        result = CliRunner().invoke(group, arguments)
+        assert result.exit_code == 130
+        assert result.output.startswith("error: stopped; the same command ")
+        assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.yaml", "out: x\negg_count: 3\nstyle: boiled\negg_count: 5\n"),
+        ("c.json", '{"egg_count": 3, "out": "x", "egg_count": 5}'),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    result, _ = cook(["--config", str(tmp_path / name)])
+    assert result.exit_code == 2
+    assert result.output.startswith(f"error: {tmp_path / name}: ")
+    assert "'egg_count' stands twice" in result.output
     assert result.output.count("\n") == 1
 
 

@@ -199,11 +199,11 @@ def test_two_masks_of_one_image_are_two_rows(tmp_path):
 
 def test_splits_by_hash_depend_on_the_patient_alone():
     patients = [f"p{i}" for i in range(4000)]
-    splits = fill_splits(patients, [""] * 4000)
+    splits = fill_splits(patients, [""] * 4000).to_pylist()
     shares = [splits.count(name) / 4000 for name in ("train", "val", "test")]
     np.testing.assert_allclose(shares, (0.7, 0.15, 0.15), atol=0.02)
-    assert fill_splits(patients[::-1], [""] * 4000)[::-1] == splits
-    assert fill_splits(patients, [""] * 4000, seed=1) != splits
+    assert fill_splits(patients[::-1], [""] * 4000).to_pylist()[::-1] == splits
+    assert fill_splits(patients, [""] * 4000, seed=1).to_pylist() != splits
     with pytest.raises(SpcxrError, match="sum to 1"):
         hash_split("p", (0.5, 0.5, 0.5))
 

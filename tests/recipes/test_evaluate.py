@@ -197,11 +197,20 @@ def test_images_are_prepared_as_the_weights_know_them(work, tmp_path):
     assert read(tmp_path / "out")[1]["sets"]["manifest: test"]["rows"] == 9
 
 
-def test_an_interrupted_evaluation_goes_on_and_a_finished_one_is_kept(work, tmp_path):
+def test_an_interrupted_evaluation_goes_on_and_a_finished_one_is_kept(work, tmp_path, capsys):
     config = settings(work, tmp_path / "out")
     first = run(config).read_text()
-    with pytest.raises(SpcxrError, match="finished evaluation; choose another --out"):
+    report = tmp_path / "out" / "report.html"
+    before = report.stat()
+    assert run(config) == report
+    assert report.stat() == before
+    assert capsys.readouterr().err.endswith("out: already complete\n")
+    metrics = tmp_path / "out" / "metrics.json"
+    text, weights = metrics.read_text(), read(tmp_path / "out")[1]["provenance"]["weights"]
+    metrics.write_text(text.replace(weights, "f" * 16))
+    with pytest.raises(SpcxrError, match="finished evaluation with other weights; choose another"):
         run(config)
+    metrics.write_text(text)
     (tmp_path / "out" / "report.html").unlink()
     assert run(config).read_text() == first
     with pytest.raises(SpcxrError, match="other settings"):

@@ -113,6 +113,11 @@ def test_shards_join_to_the_same_store(many, tmp_path):
     assert joined.facts["content_hash"] == whole.facts["content_hash"]
     assert (joined.mean, joined.std) == (whole.mean, whole.std)
     assert rejected(joined.path) == rejected(whole.path)
+    before = (joined.path / "store.json").stat()
+    assert run(config(parts, tmp_path / "s")) == joined.path  # already complete
+    assert (joined.path / "store.json").stat() == before
+    with pytest.raises(SpcxrError, match=r"other settings \(sources\)"):
+        run(config(whole.path, tmp_path / "s"))
     with pytest.raises(SpcxrError, match="joining needs each of the 3 parts once"):
         run(config(parts[:2], tmp_path / "t"))
     with pytest.raises(ConfigError, match="i/n with i from 1 to n"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from spcxr.data.manifest import Inside, Manifest
@@ -28,21 +29,25 @@ def index(root: Path, *, class_folders: bool = False) -> Manifest:
     files = [file for file in found if inside.relative(file) is not None]
     if not files:
         raise SpcxrError(f"{root}: no files in this folder; give one that holds images")
-    parts = [file.split("/") for file in files]
     columns = {"path": files}
     notes: tuple[str, ...] = ()
     if away := len(found) - len(files):
         notes += (f"{root.name}: {away} links that lead out of the folder were left out",)
-    if all(len(p) >= 3 and p[0].lower() in SPLIT_FOLDERS for p in parts):
-        columns |= {"split": [_split(p[0]) for p in parts], "label": [p[1] for p in parts]}
+    if all(file.count("/") >= 2 and _top(file).lower() in SPLIT_FOLDERS for file in files):
+        columns["split"] = [_split(_top(file)) for file in files]
+        columns["label"] = [sys.intern(file.split("/")[1]) for file in files]
         notes += (f"{root.name}: split and class taken from the folders' names",)
     elif class_folders:
-        for file, p in zip(files, parts, strict=True):
-            if len(p) < 2:
+        for file in files:
+            if "/" not in file:
                 raise SpcxrError(f"{root}: {file} stands in no class folder; move it into one")
-        columns["label"] = [p[-2] for p in parts]
+        columns["label"] = [sys.intern(file.split("/")[-2]) for file in files]
         notes += (f"{root.name}: class taken from the folders' names",)
     return Manifest.from_columns(columns, root=root, name=str(root), notes=notes)
+
+
+def _top(file: str) -> str:
+    return file.partition("/")[0]
 
 
 def _split(folder: str) -> str:
