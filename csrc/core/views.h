@@ -69,7 +69,7 @@ struct Axis {
   // The first pixel that may have a weight, and one past the last; always inside the image.
   SPCXR_HD int32_t first(float centre) const {
     const float edge = centre - reach - 0.5f;
-    const int32_t pixel = edge > 0 ? static_cast<int32_t>(edge) : 0;
+    const int32_t pixel = edge > 0 ? (edge < source ? static_cast<int32_t>(edge) : source) : 0;
     return smaller(pixel, source - 1);
   }
   SPCXR_HD int32_t last(float centre) const {

@@ -1,0 +1,134 @@
+// Words in and out: wide loads of pixels, wide loads and stores of tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "core/normal.h"
+
+namespace spcxr {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+__device__ inline bool aligned(const void* at, uint32_t bytes) {
+  return (reinterpret_cast<uintptr_t>(at) & (bytes - 1)) == 0;
+}
+
+#ifdef __CUDACC__  // elsewhere csrc/tests/cuda_emulation.h has these four
+__device__ inline uint32_t bfloat16x2(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
+__device__ inline uint32_t float16x2(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
+__device__ inline float from_float16(uint16_t bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+
+// Only resampling may fuse: a test looks for the remark at every fused operation of the PTX.
+__device__ inline float fused(float a, float b, float c) {
+  float sum;
+  asm("fma.rn.f32 %0, %1, %2, %3; // resampling" : "=f"(sum) : "f"(a), "f"(b), "f"(c));
+  return sum;
+}
+#endif
+
+__device__ inline uint32_t pack(BFloat16, float low, float high) { return bfloat16x2(low, high); }
+__device__ inline uint32_t pack(Float16, float low, float high) { return float16x2(low, high); }
+__device__ inline float unpack(Float16 token) { return from_float16(token.bits); }
+__device__ inline float unpack(BFloat16 token) { return bits_to_float(uint32_t{token.bits} << 16); }
+__device__ inline float unpack(float token) { return token; }
+
+template <class Token>
+__device__ inline void store_one(Token* at, float value) {
+  at->bits = static_cast<uint16_t>(pack(Token{}, value, 0.0f));
+}
+__device__ inline void store_one(float* at, float value) { *at = value; }
+
+// Eight tokens at a multiple of 16 bytes.
+template <class Token>
+__device__ inline void store_eight(Token* at, const float (&x)[8]) {
+  *reinterpret_cast<uint4*>(at) =
+      make_uint4(pack(Token{}, x[0], x[1]), pack(Token{}, x[2], x[3]), pack(Token{}, x[4], x[5]),
+                 pack(Token{}, x[6], x[7]));
+}
+__device__ inline void store_eight(float* at, const float (&x)[8]) {
+  reinterpret_cast<float4*>(at)[0] = make_float4(x[0], x[1], x[2], x[3]);
+  reinterpret_cast<float4*>(at)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+
+// Four tokens; one store where their place allows.
+template <class Token>
+__device__ inline void store_four(Token* at, const float (&x)[4]) {
+  if (aligned(at, 8)) {
+    *reinterpret_cast<uint2*>(at) =
+        make_uint2(pack(Token{}, x[0], x[1]), pack(Token{}, x[2], x[3]));
+  } else {
+    for (int i = 0; i < 4; ++i) store_one(at + i, x[i]);
+  }
+}
+__device__ inline void store_four(float* at, const float (&x)[4]) {
+  if (aligned(at, 16)) {
+    *reinterpret_cast<float4*>(at) = make_float4(x[0], x[1], x[2], x[3]);
+  } else {
+    for (int i = 0; i < 4; ++i) at[i] = x[i];
+  }
+}
+
+// A whole number below 2**16 as a float, by its place in the mantissa: cheaper than a conversion.
+__device__ inline float small(uint32_t number) {
+  return bits_to_float(0x4B000000u | number) - 8388608.0f;
+}
+
+// Eight neighbours, where the first stands at a multiple of `load_alignment`.
+template <class T>
+constexpr uint32_t load_alignment = sizeof(T) == 1 ? 8 : 16;
+
+__device__ inline void load_eight(const uint8_t* at, float (&x)[8]) {
+  const uint2 w = __ldg(reinterpret_cast<const uint2*>(at));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[i] = small(w.x >> 8 * i & 0xFF);
+    x[4 + i] = small(w.y >> 8 * i & 0xFF);
+  }
+}
+
+__device__ inline void split(uint32_t word, float& low, float& high, uint16_t) {
+  low = small(word & 0xFFFF);
+  high = small(word >> 16);
+}
+template <class Token>
+__device__ inline void split(uint32_t word, float& low, float& high, Token) {
+  low = unpack(Token{static_cast<uint16_t>(word)});
+  high = unpack(Token{static_cast<uint16_t>(word >> 16)});
+}
+
+template <class T>  // uint16_t, BFloat16, Float16
+__device__ inline void load_eight(const T* at, float (&x)[8]) {
+  const uint4 w = __ldg(reinterpret_cast<const uint4*>(at));
+  split(w.x, x[0], x[1], T{});
+  split(w.y, x[2], x[3], T{});
+  split(w.z, x[4], x[5], T{});
+  split(w.w, x[6], x[7], T{});
+}
+
+__device__ inline void load_eight(const float* at, float (&x)[8]) {
+  const float4 a = __ldg(reinterpret_cast<const float4*>(at));
+  const float4 b = __ldg(reinterpret_cast<const float4*>(at) + 1);
+  x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+  x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+}
+
+}  // namespace spcxr
