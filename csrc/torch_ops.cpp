@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "core/group_mask.h"
+#include "core/patch_checks.h"
 #include "core/patch_gather.h"
 
 namespace {
@@ -81,6 +82,8 @@ std::tuple<Tensor, Tensor> group_mask_on_cpu(Tensor image_ids, int64_t seed, int
 // --- views ----------------------------------------------------------------------------------
 
 using MaybeTensor = std::optional<Tensor>;
+
+void check(const char* reason) { STD_TORCH_CHECK(reason == nullptr, reason); }
 
 template <typename T>
 const T* data(const Tensor& t) {
@@ -152,16 +155,16 @@ spcxr::Views views_of(const Tensor& pixels, const MaybeTensor& boxes, const Mayb
                            data<bool>(flip),
                            data<float>(scale),
                            data<float>(shift)};
-  const char* reason = spcxr::refuse_views(views, pixels.is_cuda());
-  STD_TORCH_CHECK(reason == nullptr, reason);
+  check(spcxr::refuse_sizes(views));
+  if (!pixels.is_cuda()) check(spcxr::refuse_boxes(views));  // a GPU's kernels stay inside anyway
   return views;
 }
 
 // The side of a cell of the mask in pixels: 1 or the patch's.
 int32_t unit_of(const spcxr::Views& views, const Tensor& mask, const Tensor& pixels) {
   STD_TORCH_CHECK(mask.dim() == 3, "mask: give [B, h, w] or [B, Gh, Gw]");
-  const bool by_pixel = mask.size(1) == views.out_h && mask.size(2) == views.out_w;
-  const int32_t unit = by_pixel ? 1 : views.patch;
+  const int32_t unit = spcxr::mask_unit(views, mask.size(1), mask.size(2));
+  STD_TORCH_CHECK(unit != 0, "mask: another grid than the views'");
   expect(mask, "mask", ScalarType::Bool,
          {views.count, views.out_h / unit, views.out_w / unit}, pixels);
   return unit;
@@ -196,8 +199,8 @@ spcxr::Fill fill_of(const spcxr::Views& views, const FillTensors& t, int64_t see
                      seed,
                      epoch,
                      static_cast<uint32_t>(view)};
-  const char* reason = spcxr::refuse_fill(views, fill, pixels.is_cuda());
-  STD_TORCH_CHECK(reason == nullptr, reason);
+  check(spcxr::refuse_noise(seed, epoch));
+  if (!pixels.is_cuda()) check(spcxr::refuse_fill(views, fill));
   return fill;
 }
 
@@ -313,8 +316,6 @@ void* current_stream(int32_t device) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return stream;
 }
-
-void check(const char* error) { STD_TORCH_CHECK(error == nullptr, error); }
 
 std::tuple<Tensor, Tensor> group_mask_on_cuda(Tensor image_ids, int64_t seed, int64_t epoch,
                                               std::vector<int64_t> grid,
