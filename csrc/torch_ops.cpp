@@ -164,7 +164,7 @@ spcxr::Views views_of(const Tensor& pixels, const MaybeTensor& boxes, const Mayb
 int32_t unit_of(const spcxr::Views& views, const Tensor& mask, const Tensor& pixels) {
   STD_TORCH_CHECK(mask.dim() == 3, "mask: give [B, h, w] or [B, Gh, Gw]");
   const int32_t unit = spcxr::mask_unit(views, mask.size(1), mask.size(2));
-  STD_TORCH_CHECK(unit != 0, "mask: another grid than the views'");
+  STD_TORCH_CHECK(unit != 0, spcxr::kMaskRefused);
   expect(mask, "mask", ScalarType::Bool,
          {views.count, views.out_h / unit, views.out_w / unit}, pixels);
   return unit;
