@@ -130,13 +130,15 @@ def _fake(predicted: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros of the predictions' size for the second output
     ctx.save_for_backward(output[1])
     ctx.count = len(inputs)
 
 
-def _backward(ctx: Any, upstream: Tensor, _of_gradient: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, upstream: Tensor | None, _of_gradient: None) -> tuple[Any, ...]:
     (gradient,) = ctx.saved_tensors
-    return gradient * upstream.to(gradient.dtype), *(None,) * (ctx.count - 1)
+    rest = (None,) * (ctx.count - 1)
+    return (None if upstream is None else gradient * upstream.to(gradient.dtype)), *rest
 
 
 dispatch.register_fake("masked_reconstruction_loss", _fake)

@@ -234,7 +234,7 @@ def test_compiles_whole_and_once():
     torch._dynamo.reset()
     compiled = torch.compile(gather_all, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for batch in (4, 5, 11):
+        for batch in (6, 7, 11):  # not 4, which torch would take for the four sides of a block
             parts = tensors_of(batch)
             assert torch.equal(compiled(*parts), gather_all(*parts))
 
