@@ -6,7 +6,7 @@
 
 #ifdef __CUDACC__
 #define SPCXR_HD __host__ __device__ inline
-#else
+#elif !defined(SPCXR_HD)
 #define SPCXR_HD inline
 #endif
 
