@@ -27,6 +27,7 @@ struct Spot {
 
 struct Layout {
   Divisor row_length, plane, side, grid_w;
+  uint32_t patches, elements;  // of an image
 
   SPCXR_HD Spot spot(uint32_t patch, uint32_t element) const {
     const uint32_t channel = plane(element), in_plane = element - channel * plane.by;
@@ -44,8 +45,12 @@ struct Layout {
 };
 
 inline Layout make_layout(const Views& v) {
-  return Layout{make_divisor(v.row_length()), make_divisor(v.patch * v.patch),
-                make_divisor(v.patch), make_divisor(v.grid_w())};
+  return Layout{make_divisor(v.row_length()),
+                make_divisor(v.patch * v.patch),
+                make_divisor(v.patch),
+                make_divisor(v.grid_w()),
+                static_cast<uint32_t>(v.patches()),
+                static_cast<uint32_t>(v.patches() * v.row_length())};
 }
 
 // Why the kernels cannot follow these views, or null.
@@ -59,6 +64,9 @@ inline const char* refuse(const Views& v, int32_t unit) {
   const int64_t elements = int64_t{v.patches()} * v.row_length();
   if (int64_t{v.out_h} * v.out_w * v.channels > INT32_MAX || elements > INT32_MAX) {
     return "a view of 2**31 elements or more";
+  }
+  if (v.row_stride < 0 || v.source_h * v.row_stride > INT32_MAX || v.count > INT32_MAX) {
+    return "a plane of 2**31 pixels or more, or as many images";
   }
   return nullptr;
 }

@@ -18,6 +18,7 @@ const char* masked_patch_gather_cuda(const Views& views, const Fill& fill, void*
   if (blocks > INT32_MAX) return "the batch is too large for one launch";
   if (blocks == 0) return nullptr;
   const Layout layout = make_layout(views);
+  const Divisor an_image = make_divisor(blocks_an_image);
   const auto stream = static_cast<cudaStream_t>(cuda_stream);
   with_token(type, [&](auto token) {
     using Token = decltype(token);
@@ -25,12 +26,14 @@ const char* masked_patch_gather_cuda(const Views& views, const Fill& fill, void*
     const auto grid = static_cast<unsigned>(blocks);
     if (!eight) {
       gather_narrow_kernel<Token>
-          <<<grid, kGatherThreads, 0, stream>>>(views, fill, layout, blocks_an_image, out);
+          <<<grid, kGatherThreads, 0, stream>>>(views, fill, layout, an_image, out);
       return;
     }
     with_pixel(views.pixel_type, [&](auto pixel) {
-      gather_wide_kernel<decltype(pixel), Token>
-          <<<grid, kGatherThreads, 0, stream>>>(views, fill, layout, blocks_an_image, out);
+      using Pixel = decltype(pixel);
+      const auto kernel = whole_images(views) ? gather_wide_kernel<Pixel, Token, true>
+                                              : gather_wide_kernel<Pixel, Token, false>;
+      kernel<<<grid, kGatherThreads, 0, stream>>>(views, fill, layout, an_image, out);
     });
   });
   return launch_error();

@@ -9,33 +9,25 @@ namespace spcxr {
 constexpr int kGatherThreads = 256;
 constexpr int32_t kStagedBlocks = 256;  // of a shuffled image; a longer list is read where it lies
 
-// The list of a shuffled image's blocks, without the padding at its end.
-struct Shuffle {
-  const int4* blocks;
-  const int2* sources;
-  int32_t n_blocks;
-};
-
-struct ShuffleStage {
+// The blocks of a shuffled image, without the padding at the end of the list.
+struct Stage {
   int4 blocks[kStagedBlocks];
   int2 sources[kStagedBlocks];
   int32_t used;
 };
 
-// Called by all threads of a block, for the same image.
-__device__ inline Shuffle stage(const Fill& f, int64_t b, ShuffleStage& stage) {
-  const int4* blocks = reinterpret_cast<const int4*>(f.blocks) + b * f.n_blocks;
-  const int2* sources = reinterpret_cast<const int2*>(f.sources) + b * f.n_blocks;
-  if (f.n_blocks > kStagedBlocks) return Shuffle{blocks, sources, f.n_blocks};
-  if (threadIdx.x == 0) stage.used = 0;
+// The list of image b into `stage`, if it fits there. Called by all threads of a block.
+__device__ inline void stage_blocks(const Fill& f, int32_t b, Stage& stage) {
+  if (threadIdx.x == 0) stage.used = f.n_blocks <= kStagedBlocks ? 0 : f.n_blocks;
+  if (f.n_blocks > kStagedBlocks) return __syncthreads();
   __syncthreads();
   for (int32_t k = threadIdx.x; k < f.n_blocks; k += blockDim.x) {
-    stage.blocks[k] = blocks[k];
-    stage.sources[k] = sources[k];
-    if (blocks[k].z > 0) atomicMax(&stage.used, k + 1);
+    const int4 block = reinterpret_cast<const int4*>(f.blocks)[int64_t{b} * f.n_blocks + k];
+    stage.blocks[k] = block;
+    stage.sources[k] = reinterpret_cast<const int2*>(f.sources)[int64_t{b} * f.n_blocks + k];
+    if (block.z > 0) atomicMax(&stage.used, k + 1);
   }
   __syncthreads();
-  return Shuffle{stage.blocks, stage.sources, stage.used};
 }
 
 // Which of eight neighbours block k covers, as bits; and where it reads the first of them.
@@ -44,13 +36,15 @@ struct Cover {
   int32_t row, column;
 };
 
-__device__ inline Cover cover(const Shuffle& s, int32_t k, Spot at) {
-  const int4 block = s.blocks[k];
+__device__ inline Cover cover(const Fill& f, const Stage& stage, int32_t b, int32_t k, Spot at) {
+  const bool staged = f.n_blocks <= kStagedBlocks;
+  const int64_t listed = int64_t{b} * f.n_blocks + k;
+  const int4 block = staged ? stage.blocks[k] : reinterpret_cast<const int4*>(f.blocks)[listed];
   const int32_t down = at.row - block.x, right = at.column - block.y;
   if (down < 0 || down >= block.z || right <= -8 || right >= block.w) return Cover{0, 0, 0};
   const int32_t first = right < 0 ? -right : 0, end = smaller(8, block.w - right);
   if (first >= end) return Cover{0, 0, 0};
-  const int2 source = s.sources[k];
+  const int2 source = staged ? stage.sources[k] : reinterpret_cast<const int2*>(f.sources)[listed];
   return Cover{(0xFFu >> (8 - end)) & (0xFFu << first), source.x + down, source.y + right};
 }
 
@@ -62,52 +56,38 @@ __device__ inline void check_source(const Views& v, uint32_t bits, int32_t row, 
   if (static_cast<uint32_t>(row) >= h || first >= w || last >= w) __trap();
 }
 
-// What fills an image, checked: the stream of its noise, its partner.
-struct Filling {
-  int32_t kind;
-  int64_t partner;
-  Stream noise;
-};
-
-__device__ inline Filling make_filling(const Views& v, const Fill& f, int64_t b) {
-  Filling filling{kZeros, b, Stream{}};
-  if (f.mask == nullptr) return filling;
-  filling.kind = f.kind[b];
-  if (filling.kind == kNoise) {
-    const int64_t id = f.image_ids[b];
-    if (id < 0 || id >= kMaxImageId) __trap();
-    filling.noise = make_stream(f.seed, f.epoch, id, kNoiseStream | f.view << 8);
-  } else if (filling.kind == kOther) {
-    filling.partner = f.partner[b];
-    if (filling.partner < 0 || filling.partner >= v.count) __trap();
-  } else if (filling.kind != kZeros && filling.kind != kShuffle) {
-    __trap();
-  }
-  return filling;
+// The partner that fills image b.
+__device__ inline int32_t partner_of(const Views& v, const Fill& f, int32_t b) {
+  if (f.partner[b] < 0 || f.partner[b] >= v.count) __trap();
+  return static_cast<int32_t>(f.partner[b]);
 }
 
-__device__ inline void noise_four(const Stream& stream, uint32_t index, float (&x)[4]) {
+__device__ inline void noise_four(const Fill& f, int32_t b, uint32_t index, float (&x)[4]) {
+  const int64_t id = f.image_ids[b];
+  if (id < 0 || id >= kMaxImageId) __trap();
+  const Stream stream = make_stream(f.seed, f.epoch, id, kNoiseStream | f.view << 8);
   const Words w = stream(index >> 2);
-  const Pair a = normal_pair(w.w[0], w.w[1]), b = normal_pair(w.w[2], w.w[3]);
-  x[0] = a.first, x[1] = a.second, x[2] = b.first, x[3] = b.second;
+  const Pair low = normal_pair(w.w[0], w.w[1]), high = normal_pair(w.w[2], w.w[3]);
+  x[0] = low.first, x[1] = low.second, x[2] = high.first, x[3] = high.second;
 }
 
 // Eight neighbours of a patch's row: what is seen of the image itself, then what fills the rest.
-template <class Pixel>
-__device__ inline void fill_eight(const Views& v, const Filling& filling, const Shuffle& shuffle,
-                                  int64_t b, Spot at, uint32_t hidden, float (&x)[8]) {
+template <class Pixel, bool kWhole>
+__device__ inline void fill_eight(const Views& v, const Fill& f, int32_t kind,
+                                  const Stage& stage, int32_t b, Spot at, uint32_t hidden,
+                                  float (&x)[8]) {
+  if (hidden != 0 && (kind < kNoise || kind > kShuffle)) __trap();
   uint32_t wanted = ~hidden & 0xFF;  // now, by the loop below
-  uint32_t rest = filling.kind == kOther || filling.kind == kShuffle ? hidden : 0;  // later
-  int32_t k = filling.kind == kShuffle ? shuffle.n_blocks : 0;
-  int64_t image = b;
+  uint32_t rest = kind == kOther || kind == kShuffle ? hidden : 0;  // later
+  int32_t k = kind == kShuffle ? stage.used : 0, image = b;
   Spot from = at;
   for (;;) {
-    if (wanted != 0) see_eight(v, Sight<Pixel>(v, image), from, wanted, x);
+    if (wanted != 0) see_eight(v, Sight<Pixel, kWhole>(v, image), from, wanted, x);
     if (rest == 0) return;
     wanted = 0;
     from = at;
     while (wanted == 0 && --k >= 0) {
-      const Cover c = cover(shuffle, k, at);
+      const Cover c = cover(f, stage, b, k, at);
       wanted = c.bits & rest;
       if (wanted == 0) continue;
       check_source(v, wanted, c.row, c.column);
@@ -115,53 +95,62 @@ __device__ inline void fill_eight(const Views& v, const Filling& filling, const 
       from.column = c.column;
     }
     if (wanted == 0) wanted = rest;  // under no block; or all that the partner fills
-    image = filling.partner;
+    if (kind == kOther) image = partner_of(v, f, b);
     rest &= ~wanted;
   }
 }
 
-// Patches whose side is a multiple of eight. Blocks of threads `blocks_an_image` at a time belong
-// to one image; a thread makes eight tokens, and a warp 256 that follow one another.
-template <class Pixel, class Token>
-__global__ void __launch_bounds__(kGatherThreads, 4)
-gather_wide_kernel(Views v, Fill f, Layout layout, int32_t blocks_an_image, Token* tokens) {
-  __shared__ ShuffleStage staged;
-  const int64_t b = blockIdx.x / blocks_an_image;
-  const int32_t slice = blockIdx.x % blocks_an_image;
-  const Filling filling = make_filling(v, f, b);
-  Shuffle shuffle{nullptr, nullptr, 0};
-  if (filling.kind == kShuffle) shuffle = stage(f, b, staged);
+// Which image a block of threads belongs to, and the first of its elements that a thread makes.
+struct Work {
+  int32_t b;
+  uint32_t index;
+};
 
-  const uint32_t index = (slice * blockDim.x + threadIdx.x) * 8;
-  const uint32_t elements = v.patches() * layout.row_length.by;
-  if (index >= elements) return;
-  const Spot at = layout.spot(index);
-  const uint32_t hidden = hidden_eight(v, f.mask, f.unit, b, at);
+__device__ inline Work work_of(const Divisor& blocks_an_image, uint32_t width) {
+  const uint32_t b = blocks_an_image(blockIdx.x), slice = blockIdx.x - b * blocks_an_image.by;
+  return Work{static_cast<int32_t>(b), (slice * blockDim.x + threadIdx.x) * width};
+}
+
+// Patches whose side is a multiple of eight: a thread makes eight tokens, a warp 256 that follow
+// one another: the patch of a ViT/16, or its neighbours too.
+template <class Pixel, class Token, bool kWhole>
+__global__ void __launch_bounds__(kGatherThreads, 4)
+gather_wide_kernel(Views v, Fill f, Layout layout, Divisor blocks_an_image, Token* tokens) {
+  __shared__ Stage stage;
+  const auto [b, index] = work_of(blocks_an_image, 8);
+  const bool inside = index < layout.elements;
+  const Spot at = layout.spot(inside ? index : 0);
+  const uint32_t hidden = hidden_eight(v, f, layout, b, at);
+  const int32_t kind = f.mask == nullptr ? kZeros : f.kind[b];
+  if (kind == kShuffle) stage_blocks(f, b, stage);
+  if (!inside) return;
   float x[8] = {};
-  fill_eight<Pixel>(v, filling, shuffle, b, at, hidden, x);
-  if (filling.kind == kNoise && hidden != 0) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
+  fill_eight<Pixel, kWhole>(v, f, kind, stage, b, at, hidden, x);
+  if (kind == kNoise && hidden != 0) {
+#pragma unroll 1
+    for (uint32_t half = 0; half < 8; half += 4) {  // the halves turn through the registers
       float noise[4];
-      noise_four(filling.noise, index + 4 * half, noise);
+      noise_four(f, b, index + half, noise);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (hidden >> (4 * half + i) & 1) x[4 * half + i] = noise[i];
+        const float value = hidden >> (half + i) & 1 ? noise[i] : x[i];
+        x[i] = x[4 + i];
+        x[4 + i] = value;
       }
     }
   }
-  store_eight(tokens + b * elements + index, x);
+  store_eight(tokens + int64_t{b} * layout.elements + index, x);
 }
 
-__device__ inline float fill_one(const Views& v, const Fill& f, const Filling& filling,
-                                 const Shuffle& shuffle, int64_t b, Spot at) {
-  int64_t image = b;
+__device__ inline float fill_one(const Views& v, const Fill& f, int32_t kind,
+                                 const Stage& stage, int32_t b, Spot at) {
+  int32_t image = b;
   Place place{at.row, at.column};
   if (is_hidden(v, f, b, at.row, at.column)) {
-    if (filling.kind == kZeros || filling.kind == kNoise) return 0;
-    image = filling.partner;
-    for (int32_t k = shuffle.n_blocks - 1; k >= 0; --k) {
-      const Cover c = cover(shuffle, k, at);
+    if (kind == kZeros || kind == kNoise) return 0;
+    if (kind == kOther) image = partner_of(v, f, b);
+    for (int32_t k = kind == kShuffle ? stage.used - 1 : -1; k >= 0; --k) {
+      const Cover c = cover(f, stage, b, k, at);
       if ((c.bits & 1) == 0) continue;
       check_source(v, 1, c.row, c.column);
       place = Place{c.row, c.column};
@@ -175,19 +164,15 @@ __device__ inline float fill_one(const Views& v, const Fill& f, const Filling& f
 // Any patch: a thread makes four elements that follow one another, of one patch or two.
 template <class Token>
 __global__ void __launch_bounds__(kGatherThreads)
-gather_narrow_kernel(Views v, Fill f, Layout layout, int32_t blocks_an_image, Token* tokens) {
-  __shared__ ShuffleStage staged;
-  const int64_t b = blockIdx.x / blocks_an_image;
-  const int32_t slice = blockIdx.x % blocks_an_image;
-  const Filling filling = make_filling(v, f, b);
-  Shuffle shuffle{nullptr, nullptr, 0};
-  if (filling.kind == kShuffle) shuffle = stage(f, b, staged);
-
-  const uint32_t index = (slice * blockDim.x + threadIdx.x) * 4;
-  const uint32_t elements = v.patches() * layout.row_length.by;
-  if (index >= elements) return;
-  tokens += b * elements + index;
-  const int32_t count = smaller(4, elements - index);
+gather_narrow_kernel(Views v, Fill f, Layout layout, Divisor blocks_an_image, Token* tokens) {
+  __shared__ Stage stage;
+  const auto [b, index] = work_of(blocks_an_image, 4);
+  const int32_t kind = f.mask == nullptr ? kZeros : f.kind[b];
+  if (kind < kNoise || kind > kShuffle) __trap();
+  if (kind == kShuffle) stage_blocks(f, b, stage);
+  if (index >= layout.elements) return;
+  tokens += int64_t{b} * layout.elements + index;
+  const int32_t count = smaller(4, layout.elements - index);
   float x[4] = {};
   bool noisy = false;
 #pragma unroll 1
@@ -195,8 +180,8 @@ gather_narrow_kernel(Views v, Fill f, Layout layout, int32_t blocks_an_image, To
     float value = 0;
     if (i < count) {
       const Spot at = layout.spot(index + i);
-      noisy |= filling.kind == kNoise && is_hidden(v, f, b, at.row, at.column);
-      value = fill_one(v, f, filling, shuffle, b, at);
+      noisy |= kind == kNoise && is_hidden(v, f, b, at.row, at.column);
+      value = fill_one(v, f, kind, stage, b, at);
     }
 #pragma unroll
     for (int j = 0; j < 3; ++j) x[j] = x[j + 1];
@@ -204,7 +189,7 @@ gather_narrow_kernel(Views v, Fill f, Layout layout, int32_t blocks_an_image, To
   }
   if (noisy) {
     float noise[4];
-    noise_four(filling.noise, index, noise);
+    noise_four(f, b, index, noise);
 #pragma unroll
     for (int32_t i = 0; i < 4; ++i) {
       if (i >= count) continue;

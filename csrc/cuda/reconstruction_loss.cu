@@ -36,8 +36,10 @@ const char* masked_reconstruction_loss_cuda(const Views& views, const bool* mask
         return;
       }
       with_pixel(views.pixel_type, [&](auto pixel) {
-        loss_kernel<Eight<decltype(pixel)>, Token>
-            <<<images, kLossThreads, 0, stream>>>(views, layout, call);
+        using Pixel = decltype(pixel);
+        const auto kernel = whole_images(views) ? loss_kernel<Eight<Pixel, true>, Token>
+                                                : loss_kernel<Eight<Pixel, false>, Token>;
+        kernel<<<images, kLossThreads, 0, stream>>>(views, layout, call);
       });
     });
   }

@@ -9,7 +9,7 @@
 namespace spcxr {
 
 constexpr int kCountThreads = 256;
-constexpr int kLossThreads = 512;
+constexpr int kLossThreads = 256;
 
 // The sum over the threads of a block, in every thread; always the same order.
 __device__ inline double block_sum(double value, double (&warp_sums)[32]) {
@@ -43,14 +43,16 @@ count_hidden_kernel(const bool* mask, int64_t cells, double weight, double* coun
 }
 
 // How a thread looks at a patch: eight neighbours at once, or one element.
-template <class Pixel>
+template <class Pixel, bool whole>
 struct Eight {
   static constexpr int kWidth = 8;
-  Sight<Pixel> sight;
+  static constexpr bool kWhole = whole;
+  Sight<Pixel, kWhole> sight;
 
   __device__ Eight(const Views& v, int64_t b) : sight(v, b) {}
-  __device__ uint32_t hidden(const Views& v, const Fill& f, int64_t b, Spot at) const {
-    return hidden_eight(v, f.mask, f.unit, b, at);
+  __device__ uint32_t hidden(const Views& v, const Fill& f, const Layout& layout, int32_t b,
+                             Spot at) const {
+    return hidden_eight(v, f, layout, b, at);
   }
   __device__ void see(const Views& v, int64_t, Spot at, uint32_t wanted, float (&x)[8]) const {
     see_eight(v, sight, at, wanted, x);
@@ -67,10 +69,12 @@ struct Eight {
 
 struct One {
   static constexpr int kWidth = 1;
+  static constexpr bool kWhole = false;
   Axis rows, columns;
 
   __device__ One(const Views& v, int64_t b) : rows(row_axis(v, b)), columns(column_axis(v, b)) {}
-  __device__ uint32_t hidden(const Views& v, const Fill& f, int64_t b, Spot at) const {
+  __device__ uint32_t hidden(const Views& v, const Fill& f, const Layout&, int32_t b,
+                             Spot at) const {
     return is_hidden(v, f, b, at.row, at.column);
   }
   __device__ void see(const Views& v, int64_t b, Spot at, uint32_t, float (&x)[1]) const {
@@ -151,7 +155,7 @@ __device__ inline float loss_of(const Views& v, const LossCall<Token>& call, con
 
 // A block an image; `lanes` threads a patch.
 template <class Look, class Token>
-__global__ void __launch_bounds__(kLossThreads)
+__global__ void __launch_bounds__(kLossThreads, Look::kWhole ? 4 : 3)
 loss_kernel(Views v, Layout layout, LossCall<Token> call) {
   __shared__ double warp_sums[32];
   const int64_t b = blockIdx.x;
@@ -161,7 +165,7 @@ loss_kernel(Views v, Layout layout, LossCall<Token> call) {
   const double weight = count > 0 ? 1 / count : 0;
 
   const Look look(v, b);
-  const int32_t patches = v.patches(), lanes = call.lanes;
+  const int32_t patches = layout.patches, lanes = call.lanes;
   const int32_t lane = threadIdx.x & (lanes - 1), a_warp = 32 / lanes;
   const int32_t in_warp = (threadIdx.x & 31) / lanes;
   const uint32_t length = layout.row_length.by;
@@ -177,7 +181,7 @@ loss_kernel(Views v, Layout layout, LossCall<Token> call) {
     for (uint32_t e = lane * Look::kWidth; here && e < length; e += lanes * Look::kWidth) {
       const Spot at = layout.spot(patch, e);
       const int64_t offset = (b * patches + patch) * length + e;
-      sum += loss_of(v, call, look, b, at, look.hidden(v, call.hidden, b, at), norm,
+      sum += loss_of(v, call, look, b, at, look.hidden(v, call.hidden, layout, b, at), norm,
                      static_cast<float>(weight), offset);
     }
   }

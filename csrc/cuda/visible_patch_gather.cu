@@ -35,8 +35,10 @@ const char* visible_patch_gather_cuda(const Views& views, const bool* mask, int6
       return;
     }
     with_pixel(views.pixel_type, [&](auto pixel) {
-      visible_wide_kernel<decltype(pixel), Token>
-          <<<grid, kVisibleThreads, 0, stream>>>(views, layout, rows_a_block, out);
+      using Pixel = decltype(pixel);
+      const auto kernel = whole_images(views) ? visible_wide_kernel<Pixel, Token, true>
+                                              : visible_wide_kernel<Pixel, Token, false>;
+      kernel<<<grid, kVisibleThreads, 0, stream>>>(views, layout, rows_a_block, out);
     });
   });
   return launch_error();

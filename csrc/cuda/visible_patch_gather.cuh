@@ -88,13 +88,6 @@ __device__ inline int64_t image_of(const int32_t* cu_seqlens, int64_t count, int
   return low;
 }
 
-template <class Pixel, class Token>
-__device__ inline void visible_eight(const Views& v, int64_t b, Spot at, Token* tokens) {
-  float x[8];
-  see_eight(v, Sight<Pixel>(v, b), at, 0xFF, x);
-  store_eight(tokens, x);
-}
-
 // What the two kernels of packed rows read and write.
 template <class Token>
 struct Packed {
@@ -105,8 +98,8 @@ struct Packed {
 };
 
 // Patches whose side is a multiple of eight: a block of threads makes `rows_a_block` rows.
-template <class Pixel, class Token>
-__global__ void __launch_bounds__(kVisibleThreads, 4)
+template <class Pixel, class Token, bool kWhole>
+__global__ void __launch_bounds__(kVisibleThreads, kWhole ? 6 : 4)
 visible_wide_kernel(Views v, Layout layout, int32_t rows_a_block, Packed<Token> out) {
   const int64_t total = out.cu_seqlens[v.count];
   const uint32_t length = layout.row_length.by, end = rows_a_block * length;
@@ -114,15 +107,14 @@ visible_wide_kernel(Views v, Layout layout, int32_t rows_a_block, Packed<Token> 
     const uint32_t local = layout.row_length(index), element = index - local * length;
     const int64_t row = int64_t{blockIdx.x} * rows_a_block + local;
     if (row >= out.rows) return;
-    Token* to = out.tokens + row * length + element;
+    float x[8] = {};
     if (row < total) {
-      const Spot at = layout.spot(out.ids[row], element);
-      visible_eight<Pixel>(v, image_of(out.cu_seqlens, v.count, row), at, to);
-    } else {
-      if (element == 0) out.ids[row] = -1;
-      const float zeros[8] = {};
-      store_eight(to, zeros);
+      const Sight<Pixel, kWhole> sight(v, image_of(out.cu_seqlens, v.count, row));
+      see_eight(v, sight, layout.spot(out.ids[row], element), 0xFF, x);
+    } else if (element == 0) {
+      out.ids[row] = -1;
     }
+    store_eight(out.tokens + row * length + element, x);
   }
 }
 

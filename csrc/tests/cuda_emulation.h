@@ -110,6 +110,7 @@ template <class T>
 T __ldg(const T* at) {
   return *at;
 }
+inline float __fdividef(float a, float b) { return a / b; }
 inline int __ffs(int32_t bits) { return __builtin_ffs(bits); }
 inline int __clz(int32_t bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }

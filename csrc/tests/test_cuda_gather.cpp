@@ -49,7 +49,7 @@ template <class T>
 constexpr PixelType pixel_type =
     sizeof(T) == 1 ? PixelType::kUInt8 : sizeof(T) == 2 ? PixelType::kUInt16 : PixelType::kFloat32;
 
-enum class Boxes { kNone, kNative, kSame, kCrops, kWild };
+enum class Boxes { kNone, kFlips, kSame, kCrops, kWild };
 
 // One random call.
 template <class Pixel>
@@ -85,9 +85,8 @@ struct Call {
       scale[b] = real(-0.02f, 0.02f), shift[b] = real(-1, 1);
       set_box(b, law);
     }
-    v.boxes = law == Boxes::kNone || law == Boxes::kNative ? nullptr : boxes.data;
+    v.boxes = law <= Boxes::kFlips ? nullptr : boxes.data;
     v.flip = law == Boxes::kNone ? nullptr : flip.data;
-    if (law == Boxes::kNone) v.flip = nullptr;
     v.scale = scale.data, v.shift = shift.data;
     hide(unit);
   }
@@ -178,11 +177,14 @@ template <class Pixel, class Token>
 void run_gather(const Call<Pixel>& call, bool wide, Token* tokens) {
   const int64_t elements = int64_t{call.v.patches()} * call.v.row_length();
   const int64_t a_block = kThreads * (wide ? 8 : 4);
-  const int32_t blocks = static_cast<int32_t>((elements + a_block - 1) / a_block);
+  const int32_t an_image = static_cast<int32_t>((elements + a_block - 1) / a_block);
+  const Divisor blocks = make_divisor(an_image);
   const Layout layout = make_layout(call.v);
-  emulated::launch(static_cast<unsigned>(call.v.count * blocks), kThreads, [&] {
-    if (wide) {
-      gather_wide_kernel<Pixel, Token>(call.v, call.f, layout, blocks, tokens);
+  emulated::launch(static_cast<unsigned>(call.v.count * an_image), kThreads, [&] {
+    if (wide && whole_images(call.v)) {
+      gather_wide_kernel<Pixel, Token, true>(call.v, call.f, layout, blocks, tokens);
+    } else if (wide) {
+      gather_wide_kernel<Pixel, Token, false>(call.v, call.f, layout, blocks, tokens);
     } else {
       gather_narrow_kernel<Token>(call.v, call.f, layout, blocks, tokens);
     }
@@ -240,8 +242,10 @@ void test_visible(Call<Pixel>& call, bool wide, bool compare) {
   const Packed<Token> out{cu_seqlens.data, rows, tokens.data, ids.data};
   const Layout layout = make_layout(v);
   emulated::launch(static_cast<unsigned>((rows + rows_a_block - 1) / rows_a_block), kThreads, [&] {
-    if (wide) {
-      visible_wide_kernel<Pixel, Token>(v, layout, rows_a_block, out);
+    if (wide && whole_images(v)) {
+      visible_wide_kernel<Pixel, Token, true>(v, layout, rows_a_block, out);
+    } else if (wide) {
+      visible_wide_kernel<Pixel, Token, false>(v, layout, rows_a_block, out);
     } else {
       visible_narrow_kernel<Token>(v, layout, rows_a_block, out);
     }
@@ -301,8 +305,10 @@ void test_loss(const Call<Pixel>& call, bool wide) {
     count_hidden_kernel(hidden.mask, cells, double{1} * unit * unit * v.channels, what_to.counts);
   });
   emulated::launch(images, kThreads, [&] {
-    if (wide) {
-      loss_kernel<Eight<Pixel>, Token>(v, layout, what_to);
+    if (wide && whole_images(v)) {
+      loss_kernel<Eight<Pixel, true>, Token>(v, layout, what_to);
+    } else if (wide) {
+      loss_kernel<Eight<Pixel, false>, Token>(v, layout, what_to);
     } else {
       loss_kernel<One, Token>(v, layout, what_to);
     }
@@ -334,7 +340,7 @@ void test_loss(const Call<Pixel>& call, bool wide) {
 template <class Pixel, class Token>
 void test_all() {
   const int32_t patches[] = {4, 8, 14, 16, 7};
-  for (const Boxes law : {Boxes::kNone, Boxes::kNative, Boxes::kSame, Boxes::kCrops, Boxes::kWild}) {
+  for (const Boxes law : {Boxes::kNone, Boxes::kFlips, Boxes::kSame, Boxes::kCrops, Boxes::kWild}) {
     const int32_t patch = patches[whole(0, 9) < 6 ? 1 + 2 * whole(0, 1) : whole(0, 4)];
     const int32_t unit = whole(0, 1) ? 1 : patch;
     const int64_t count = law == Boxes::kWild ? 3 : whole(0, 3);
