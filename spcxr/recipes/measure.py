@@ -222,7 +222,8 @@ def _measure_classes(trained: TrainedModel, test_set: TestSet, settings: Setting
         test_set.rows,
         [
             {f"true {name}": _number(t) for name, t in zip(trained.names, true, strict=True)}
-            | {f"p {name}": f"{s:.6f}" for name, s in zip(trained.names, score, strict=True)}
+            # 9 digits hold a float32: rounded to fewer, near scores tie and give another AUROC.
+            | {f"p {name}": f"{s:.9g}" for name, s in zip(trained.names, score, strict=True)}
             for true, score in zip(labels, scores, strict=True)
         ],
     )
