@@ -44,7 +44,7 @@ class DemoConfig(Config):
     image_px: int = setting(96, "side of the encoder's input", low=32)
     patch_px: int = setting(16, "side of a patch", low=4)
     pretrain_epochs: int = setting(24, "passes over the unlabelled images", low=1)
-    classify_epochs: int = setting(10, "passes over the labelled images", low=1)
+    classify_epochs: int = setting(18, "passes over the labelled images", low=1)
     segment_epochs: int = setting(4, "passes over the images with masks", low=1)
     label_fraction: float = setting(1.0, "share of the labels used", low=0.01, high=1.0)
     n_bootstrap: int = setting(2000, "resamples of the patients for an interval", low=100)
@@ -183,6 +183,10 @@ def task_settings(
         # So short a pretraining leaves the lower blocks much to learn: .8 instead of .55.
         layer_decay=0.8 if pretrained else None,
         epochs=config.classify_epochs if task == "classify" else config.segment_epochs,
+        # Moving an opacity about asks for more steps than these.
+        crop_scale=(1.0, 1.0) if task == "classify" else (0.7, 1.0),
+        rotation_deg=0.0 if task == "classify" else 7.0,
+        drop_path=0.0 if task == "classify" else 0.1,
         seed=config.seed,
         device=config.device,
         precision=config.precision,
