@@ -10,13 +10,8 @@ namespace {
 
 inline void merge_to(TokenType type, const float* values, const uint8_t* hidden, int32_t n,
                      void* tokens) {
-  if (type == TokenType::kFloat32) {
-    merge<Float32>(values, hidden, n, static_cast<float*>(tokens));
-  } else if (type == TokenType::kBFloat16) {
-    merge<BFloat16>(values, hidden, n, static_cast<uint16_t*>(tokens));
-  } else {
-    merge<Float16>(values, hidden, n, static_cast<uint16_t*>(tokens));
-  }
+  with_type(type, tokens,
+            [&](auto token, auto* out) { merge<decltype(token)>(values, hidden, n, out); });
 }
 
 // Noise where a patch is hidden; blocks of the stream that nothing hidden needs are not computed.
@@ -24,9 +19,9 @@ class Noise {
  public:
   Noise(Parts& parts, const Views& views)
       : length_(views.row_length()),
-        blocks_(parts.take<uint32_t>(length_ / 4 + 16)),
-        places_(parts.take<int32_t>(length_ / 4 + 16)),
-        packed_(parts.take<float>(length_ + 64)),
+        blocks_(parts.take<uint32_t>(length_ / 4 + 20)),
+        places_(parts.take<int32_t>(length_ / 4 + 20)),
+        packed_(parts.take<float>(length_ + 4 * 20)),
         values_(parts.take<float>(length_ + 8)) {}
 
   static int32_t ahead(uint32_t patch, uint32_t length) {
@@ -49,7 +44,7 @@ class Noise {
         listed += four != 0;
       }
     }
-    for (int32_t i = listed; i % 8 != 0; ++i) blocks_[i] = 0;
+    for (int32_t i = listed; i % 16 != 0; ++i) blocks_[i] = 0;
     normal_quads(stream, blocks_, listed, packed_);
     if (all) return packed_;
     for (int32_t i = 0; i < listed; ++i) {

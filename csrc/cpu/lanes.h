@@ -5,7 +5,7 @@
 
 #include "core/views.h"
 
-#ifdef __AVX512BF16__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -89,13 +89,72 @@ struct Float16 {
   }
 };
 
+#ifdef __AVX2__
+inline __m256 load8(const uint8_t* from) {
+  const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight));
+}
+inline __m256 load8(const uint16_t* from) {
+  const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(eight));
+}
+inline __m256 load8(const float* from) { return _mm256_loadu_ps(from); }
+
+// As BFloat16::from; the upper halves are the bits.
+inline __m256i nearest_bfloat16(__m256 value) {
+  const __m256i bits = _mm256_castps_si256(value);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i nearest =
+      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+  const __m256i nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256 is_nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
+  return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(nearest),
+                                              _mm256_castsi256_ps(nan), is_nan));
+}
+
+inline void store16(BFloat16, __m256 a, __m256 b, uint16_t* to) {
+#ifdef __AVX512BF16__
+  // The instruction takes subnormal numbers for 0, which is not what the others do.
+  const int subnormal = _mm256_fpclass_ps_mask(a, 0x20) | _mm256_fpclass_ps_mask(b, 0x20);
+  if (__builtin_expect(subnormal == 0, 1)) {
+    const __m512 both = _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(both));
+    return;
+  }
+#endif
+  const __m256i low = _mm256_srli_epi32(nearest_bfloat16(a), 16);
+  const __m256i high = _mm256_srli_epi32(nearest_bfloat16(b), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xD8);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), packed);
+}
+
+inline void store16(Float16, __m256 a, __m256 b, uint16_t* to) {
+  const auto put = [](__m128i eight, uint16_t* at) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), eight);
+  };
+  put(_mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT), to);
+  put(_mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT), to + 8);
+}
+
+inline void store16(Float32, __m256 a, __m256 b, float* to) {
+  _mm256_storeu_ps(to, a);
+  _mm256_storeu_ps(to + 8, b);
+}
+#endif
+
 // out = pixels * scale + shift, n of them.
 template <typename Token, typename Pixel>
-void convert(const Pixel* __restrict pixels, int32_t n, float scale, float shift,
-             typename Token::Bits* __restrict out) {
-  for (int32_t i = 0; i < n; ++i) {
-    out[i] = Token::from(static_cast<float>(pixels[i]) * scale + shift);
+inline void convert(const Pixel* __restrict pixels, int32_t n, float scale, float shift,
+                    typename Token::Bits* __restrict out) {
+  int32_t i = 0;
+#ifdef __AVX2__
+  const __m256 times = _mm256_set1_ps(scale), plus = _mm256_set1_ps(shift);
+  for (; i + 16 <= n; i += 16) {
+    store16(Token{}, _mm256_add_ps(_mm256_mul_ps(load8(pixels + i), times), plus),
+            _mm256_add_ps(_mm256_mul_ps(load8(pixels + i + 8), times), plus), out + i);
   }
+#endif
+  for (; i < n; ++i) out[i] = Token::from(static_cast<float>(pixels[i]) * scale + shift);
 }
 
 // out = values where hidden, else what stands there.

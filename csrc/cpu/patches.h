@@ -8,16 +8,35 @@ namespace spcxr {
 namespace SPCXR_ISA {
 namespace {
 
+// Calls with a pointer of the token's type: one of the three.
+template <typename Work>
+void with_type(TokenType type, void* tokens, const Work& work) {
+  if (type == TokenType::kFloat32) {
+    work(Float32{}, static_cast<float*>(tokens));
+  } else if (type == TokenType::kBFloat16) {
+    work(BFloat16{}, static_cast<uint16_t*>(tokens));
+  } else {
+    work(Float16{}, static_cast<uint16_t*>(tokens));
+  }
+}
+
 template <typename Pixel>
 void convert_to(TokenType type, const Pixel* pixels, int32_t n, float scale, float shift,
                 void* tokens) {
-  if (type == TokenType::kFloat32) {
-    convert<Float32>(pixels, n, scale, shift, static_cast<float*>(tokens));
-  } else if (type == TokenType::kBFloat16) {
-    convert<BFloat16>(pixels, n, scale, shift, static_cast<uint16_t*>(tokens));
-  } else {
-    convert<Float16>(pixels, n, scale, shift, static_cast<uint16_t*>(tokens));
-  }
+  with_type(type, tokens, [&](auto token, auto* out) {
+    convert<decltype(token)>(pixels, n, scale, shift, out);
+  });
+}
+
+// Rows of 16 pixels, `count` of them.
+template <typename Pixel>
+void convert_rows16(TokenType type, const Pixel* pixels, int64_t stride, int32_t count, float scale,
+                    float shift, void* tokens) {
+  with_type(type, tokens, [&](auto token, auto* out) {
+    for (int32_t r = 0; r < count; ++r) {
+      convert<decltype(token)>(pixels + r * stride, 16, scale, shift, out + r * 16);
+    }
+  });
 }
 
 inline size_t token_size(TokenType type) { return type == TokenType::kFloat32 ? 4 : 2; }
@@ -88,13 +107,22 @@ class Patches {
  private:
   template <typename Pixel>
   void copy(int32_t patch_column, TokenType type, void* out) const {
-    Pixel* const cut = reinterpret_cast<Pixel*>(bench_.cut);
+    const float scale = v_.scale[b_], shift = v_.shift[b_];
     const Pixel* from = static_cast<const Pixel*>(v_.pixels) + b_ * v_.image_stride +
                         patch_row_ * v_.patch * v_.row_stride + patch_column * v_.patch;
+    if (v_.patch == 16) {
+      uint8_t* const bytes = static_cast<uint8_t*>(out);
+      for (int32_t c = 0; c < v_.channels; ++c, from += v_.channel_stride) {
+        convert_rows16(type, from, v_.row_stride, 16, scale, shift,
+                       bytes + c * 256 * token_size(type));
+      }
+      return;
+    }
+    Pixel* const cut = reinterpret_cast<Pixel*>(bench_.cut);
     for (int32_t c = 0; c < v_.channels; ++c, from += v_.channel_stride) {
       copy_square(from, v_.row_stride, v_.patch, cut + c * v_.patch * v_.patch);
     }
-    convert_to(type, cut, v_.row_length(), v_.scale[b_], v_.shift[b_], out);
+    convert_to(type, cut, v_.row_length(), scale, shift, out);
   }
 
   const Views& v_;
