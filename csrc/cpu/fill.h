@@ -71,10 +71,10 @@ class Shuffle {
         painted_(parts.take<float>(needed ? plane_ * views.channels : 0)) {}
 
   void keep(int32_t patch, const float* strip) {
-    for (int32_t c = 0; c < v_.channels; ++c)
-      for (int32_t r = 0; r < v_.patch; ++r, strip += v_.patch) {
-        std::memcpy(clean_ + at(c, patch, r), strip, v_.patch * sizeof(float));
-      }
+    const int32_t p = v_.patch;
+    for (int32_t c = 0; c < v_.channels; ++c, strip += p * p) {
+      copy_square(strip, p, p, clean_ + at(c, patch), v_.out_w);
+    }
   }
 
   void paint(const Fill& f, int64_t b) {
@@ -92,15 +92,15 @@ class Shuffle {
   }
 
   void take(int32_t patch, float* strip) const {
-    for (int32_t c = 0; c < v_.channels; ++c)
-      for (int32_t r = 0; r < v_.patch; ++r, strip += v_.patch) {
-        std::memcpy(strip, painted_ + at(c, patch, r), v_.patch * sizeof(float));
-      }
+    const int32_t p = v_.patch;
+    for (int32_t c = 0; c < v_.channels; ++c, strip += p * p) {
+      copy_square(painted_ + at(c, patch), v_.out_w, p, strip, p);
+    }
   }
 
  private:
-  int64_t at(int32_t c, int32_t patch, int32_t r) const {
-    const int64_t row = int64_t{patch / v_.grid_w()} * v_.patch + r;
+  int64_t at(int32_t c, int32_t patch) const {
+    const int64_t row = int64_t{patch / v_.grid_w()} * v_.patch;
     return c * plane_ + row * v_.out_w + patch % v_.grid_w() * v_.patch;
   }
 

@@ -14,7 +14,8 @@ typedef uint64_t Wide __attribute__((vector_size(kVectorFloats * 4), aligned(4),
 
 inline Wide multiply_low(Wide a, uint32_t b) {
 #if defined(__AVX512F__)
-  return (Wide)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+  // All lanes by a mask: gcc 12 warns of its own _mm512_mul_epu32.
+  return (Wide)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, _mm512_set1_epi64(b));
 #elif defined(__AVX2__)
   return (Wide)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
 #elif defined(__SSE2__)
