@@ -37,7 +37,8 @@ SPCXR_HD float normal_radius(uint32_t word) {
   // Least relative error of ln(1 + t) / t for 1 + t in [sqrt(1/2), sqrt(2)]: 2.6e-8.
   const float log1p_over_t[] = {0.087222435f, -0.14366788f, 0.14952283f, -0.16562402f, 0.19956833f,
                                 -0.25002074f, 0.33334187f,  -0.49999988f, 1.0f};
-  const uint32_t bits = float_to_bits(static_cast<float>((word >> 8) + 1));  // exact
+  // Exact; by way of int32, for which x86 has an instruction.
+  const uint32_t bits = float_to_bits(static_cast<float>(static_cast<int32_t>(word >> 8) + 1));
   // 0x3FB504F3 is sqrt(2): the mantissa comes to [sqrt(1/2), sqrt(2)), the rest to the exponent.
   const int32_t exponent = static_cast<int32_t>(bits - 0x3F3504F3u) >> 23;
   const float t = bits_to_float(bits - (static_cast<uint32_t>(exponent) << 23)) - 1.0f;
@@ -58,13 +59,16 @@ SPCXR_HD Pair normal_pair(uint32_t word0, uint32_t word1) {
                           1.0f};
   const float radius = normal_radius(word0);
   // A quarter turn is one unit: the upper two bits of word 1 count quarters, the next 24 the rest.
-  const float x = static_cast<float>((word1 >> 6) & 0xFFFFFFu) * 5.9604645e-08f;  // 2**-24
+  const int32_t fraction = static_cast<int32_t>((word1 >> 6) & 0xFFFFFFu);
+  const float x = static_cast<float>(fraction) * 5.9604645e-08f;  // 2**-24
   const float z = x * x;
   const float s = radius * (x * horner(sine_over_x, z));
   const float c = radius * horner(cosine, z);
-  const uint32_t quarter = word1 >> 30;
-  const float a = quarter & 1 ? s : c, b = quarter & 1 ? c : s;
-  return Pair{quarter == 1 || quarter == 2 ? -a : a, quarter >= 2 ? -b : b};
+  // Quarters 1 and 3 swap; 1 and 2 turn the first's sign, 2 and 3 the second's.
+  const bool swap = static_cast<int32_t>(word1 << 1) < 0;
+  const uint32_t a = float_to_bits(swap ? s : c), b = float_to_bits(swap ? c : s);
+  return Pair{bits_to_float(a ^ ((word1 ^ word1 << 1) & 0x80000000u)),
+              bits_to_float(b ^ (word1 & 0x80000000u))};
 }
 
 }  // namespace spcxr

@@ -10,13 +10,8 @@ namespace {
 
 inline void merge_to(TokenType type, const float* values, const uint8_t* hidden, int32_t n,
                      void* tokens) {
-  if (type == TokenType::kFloat32) {
-    merge<Float32>(values, hidden, n, static_cast<float*>(tokens));
-  } else if (type == TokenType::kBFloat16) {
-    merge<BFloat16>(values, hidden, n, static_cast<uint16_t*>(tokens));
-  } else {
-    merge<Float16>(values, hidden, n, static_cast<uint16_t*>(tokens));
-  }
+  with_type(type, tokens,
+            [&](auto token, auto* out) { merge<decltype(token)>(values, hidden, n, out); });
 }
 
 // Noise where a patch is hidden; blocks of the stream that nothing hidden needs are not computed.
@@ -24,9 +19,9 @@ class Noise {
  public:
   Noise(Parts& parts, const Views& views)
       : length_(views.row_length()),
-        blocks_(parts.take<uint32_t>(length_ / 4 + 16)),
-        places_(parts.take<int32_t>(length_ / 4 + 16)),
-        packed_(parts.take<float>(length_ + 64)),
+        blocks_(parts.take<uint32_t>(length_ / 4 + 20)),
+        places_(parts.take<int32_t>(length_ / 4 + 20)),
+        packed_(parts.take<float>(length_ + 4 * 20)),
         values_(parts.take<float>(length_ + 8)) {}
 
   static int32_t ahead(uint32_t patch, uint32_t length) {
@@ -49,7 +44,7 @@ class Noise {
         listed += four != 0;
       }
     }
-    for (int32_t i = listed; i % 8 != 0; ++i) blocks_[i] = 0;
+    for (int32_t i = listed; i % 16 != 0; ++i) blocks_[i] = 0;
     normal_quads(stream, blocks_, listed, packed_);
     if (all) return packed_;
     for (int32_t i = 0; i < listed; ++i) {
@@ -76,10 +71,10 @@ class Shuffle {
         painted_(parts.take<float>(needed ? plane_ * views.channels : 0)) {}
 
   void keep(int32_t patch, const float* strip) {
-    for (int32_t c = 0; c < v_.channels; ++c)
-      for (int32_t r = 0; r < v_.patch; ++r, strip += v_.patch) {
-        std::memcpy(clean_ + at(c, patch, r), strip, v_.patch * sizeof(float));
-      }
+    const int32_t p = v_.patch;
+    for (int32_t c = 0; c < v_.channels; ++c, strip += p * p) {
+      copy_square(strip, p, p, clean_ + at(c, patch), v_.out_w);
+    }
   }
 
   void paint(const Fill& f, int64_t b) {
@@ -97,15 +92,15 @@ class Shuffle {
   }
 
   void take(int32_t patch, float* strip) const {
-    for (int32_t c = 0; c < v_.channels; ++c)
-      for (int32_t r = 0; r < v_.patch; ++r, strip += v_.patch) {
-        std::memcpy(strip, painted_ + at(c, patch, r), v_.patch * sizeof(float));
-      }
+    const int32_t p = v_.patch;
+    for (int32_t c = 0; c < v_.channels; ++c, strip += p * p) {
+      copy_square(painted_ + at(c, patch), v_.out_w, p, strip, p);
+    }
   }
 
  private:
-  int64_t at(int32_t c, int32_t patch, int32_t r) const {
-    const int64_t row = int64_t{patch / v_.grid_w()} * v_.patch + r;
+  int64_t at(int32_t c, int32_t patch) const {
+    const int64_t row = int64_t{patch / v_.grid_w()} * v_.patch;
     return c * plane_ + row * v_.out_w + patch % v_.grid_w() * v_.patch;
   }
 

@@ -5,7 +5,7 @@
 
 #include "core/views.h"
 
-#ifdef __AVX512BF16__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -89,20 +89,109 @@ struct Float16 {
   }
 };
 
+#ifdef __AVX2__
+inline __m256 load8(const uint8_t* from) {
+  const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight));
+}
+inline __m256 load8(const uint16_t* from) {
+  const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(eight));
+}
+inline __m256 load8(const float* from) { return _mm256_loadu_ps(from); }
+
+// As BFloat16::from; the upper halves are the bits. Without kNan the value is finite, infinite or
+// the NaN that arithmetic makes, which rounding leaves alone.
+template <bool kNan>
+inline __m256i nearest_bfloat16(__m256 value) {
+  const __m256i bits = _mm256_castps_si256(value);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i nearest =
+      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+  if (!kNan) return nearest;
+  const __m256 nan = _mm256_or_ps(value, _mm256_castsi256_ps(_mm256_set1_epi32(0x400000)));
+  const __m256 is_nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
+  return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(nearest), nan, is_nan));
+}
+
+template <bool kNan>
+inline __m256i pack16(BFloat16, __m256 a, __m256 b) {
+#ifdef __AVX512BF16__
+  // The instruction takes subnormal numbers for 0, which is not what the others do.
+  const int subnormal = _mm256_fpclass_ps_mask(a, 0x20) | _mm256_fpclass_ps_mask(b, 0x20);
+  if (__builtin_expect(subnormal == 0, 1)) {
+    return (__m256i)_mm512_cvtneps_pbh(_mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1));
+  }
+#endif
+  const __m256i low = _mm256_srli_epi32(nearest_bfloat16<kNan>(a), 16);
+  const __m256i high = _mm256_srli_epi32(nearest_bfloat16<kNan>(b), 16);
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xD8);
+}
+
+template <bool kNan>
+inline __m256i pack16(Float16, __m256 a, __m256 b) {
+  return _mm256_set_m128i(_mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT),
+                          _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+// Sixteen tokens; where `hidden` is given, those alone that it is 1 for.
+template <bool kNan, typename Token>
+inline void store16(Token token, __m256 a, __m256 b, uint16_t* to, const uint8_t* hidden) {
+  __m256i* const place = reinterpret_cast<__m256i*>(to);
+  __m256i packed = pack16<kNan>(token, a, b);
+  if (hidden != nullptr) {
+    const __m128i cells = _mm_loadu_si128(reinterpret_cast<const __m128i*>(hidden));
+    const __m256i mask = _mm256_cmpgt_epi16(_mm256_cvtepu8_epi16(cells), _mm256_setzero_si256());
+    packed = _mm256_blendv_epi8(_mm256_loadu_si256(place), packed, mask);
+  }
+  _mm256_storeu_si256(place, packed);
+}
+
+template <bool kNan>
+inline void store16(Float32, __m256 a, __m256 b, float* to, const uint8_t* hidden) {
+  const auto put = [](__m256 value, float* at, const uint8_t* cells) {
+    if (cells != nullptr) {
+      const __m256i eight =
+          _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(cells)));
+      const __m256 mask =
+          _mm256_castsi256_ps(_mm256_cmpgt_epi32(eight, _mm256_setzero_si256()));
+      value = _mm256_blendv_ps(_mm256_loadu_ps(at), value, mask);
+    }
+    _mm256_storeu_ps(at, value);
+  };
+  put(a, to, hidden);
+  put(b, to + 8, hidden == nullptr ? nullptr : hidden + 8);
+}
+#endif
+
 // out = pixels * scale + shift, n of them.
 template <typename Token, typename Pixel>
-void convert(const Pixel* __restrict pixels, int32_t n, float scale, float shift,
-             typename Token::Bits* __restrict out) {
-  for (int32_t i = 0; i < n; ++i) {
-    out[i] = Token::from(static_cast<float>(pixels[i]) * scale + shift);
+inline void convert(const Pixel* __restrict pixels, int32_t n, float scale, float shift,
+                    typename Token::Bits* __restrict out) {
+  int32_t i = 0;
+#ifdef __AVX2__
+  constexpr bool kNan = Pixel(0.5f) != 0;  // a float may be one; scale and shift are finite
+  const __m256 times = _mm256_set1_ps(scale), plus = _mm256_set1_ps(shift);
+  for (; i + 16 <= n; i += 16) {
+    store16<kNan>(Token{}, _mm256_add_ps(_mm256_mul_ps(load8(pixels + i), times), plus),
+                  _mm256_add_ps(_mm256_mul_ps(load8(pixels + i + 8), times), plus), out + i,
+                  nullptr);
   }
+#endif
+  for (; i < n; ++i) out[i] = Token::from(static_cast<float>(pixels[i]) * scale + shift);
 }
 
 // out = values where hidden, else what stands there.
 template <typename Token>
-void merge(const float* __restrict values, const uint8_t* __restrict hidden, int32_t n,
-           typename Token::Bits* __restrict out) {
-  for (int32_t i = 0; i < n; ++i) {
+inline void merge(const float* __restrict values, const uint8_t* __restrict hidden, int32_t n,
+                  typename Token::Bits* __restrict out) {
+  int32_t i = 0;
+#ifdef __AVX2__
+  for (; i + 16 <= n; i += 16) {
+    store16<true>(Token{}, load8(values + i), load8(values + i + 8), out + i, hidden + i);
+  }
+#endif
+  for (; i < n; ++i) {
     const typename Token::Bits value = Token::from(values[i]);
     out[i] = hidden[i] ? value : out[i];
   }

@@ -8,32 +8,56 @@ namespace spcxr {
 namespace SPCXR_ISA {
 namespace {
 
+// Calls with a pointer of the token's type: one of the three.
+template <typename Work>
+void with_type(TokenType type, void* tokens, const Work& work) {
+  if (type == TokenType::kFloat32) {
+    work(Float32{}, static_cast<float*>(tokens));
+  } else if (type == TokenType::kBFloat16) {
+    work(BFloat16{}, static_cast<uint16_t*>(tokens));
+  } else {
+    work(Float16{}, static_cast<uint16_t*>(tokens));
+  }
+}
+
 template <typename Pixel>
 void convert_to(TokenType type, const Pixel* pixels, int32_t n, float scale, float shift,
                 void* tokens) {
-  if (type == TokenType::kFloat32) {
-    convert<Float32>(pixels, n, scale, shift, static_cast<float*>(tokens));
-  } else if (type == TokenType::kBFloat16) {
-    convert<BFloat16>(pixels, n, scale, shift, static_cast<uint16_t*>(tokens));
-  } else {
-    convert<Float16>(pixels, n, scale, shift, static_cast<uint16_t*>(tokens));
-  }
+  with_type(type, tokens, [&](auto token, auto* out) {
+    convert<decltype(token)>(pixels, n, scale, shift, out);
+  });
+}
+
+// Rows of 16 pixels, `count` of them.
+template <typename Pixel>
+void convert_rows16(TokenType type, const Pixel* pixels, int64_t stride, int32_t count, float scale,
+                    float shift, void* tokens) {
+  with_type(type, tokens, [&](auto token, auto* out) {
+    for (int32_t r = 0; r < count; ++r) {
+      convert<decltype(token)>(pixels + r * stride, 16, scale, shift, out + r * 16);
+    }
+  });
 }
 
 inline size_t token_size(TokenType type) { return type == TokenType::kFloat32 ? 4 : 2; }
 
-// p rows of p pixels; p is known to the compiler where that is faster than a call of memcpy.
-template <int p, typename Pixel>
-void copy_square(const Pixel* from, int64_t stride, Pixel* to) {
-  for (int32_t r = 0; r < p; ++r) std::memcpy(to + r * p, from + r * stride, p * sizeof(Pixel));
+// `rows` rows of p numbers from one place to another; p is known to the compiler where that is
+// faster than a call of memcpy.
+template <int p, typename T>
+void copy_rows(const T* from, int64_t from_stride, int32_t rows, T* to, int64_t to_stride) {
+  for (int32_t r = 0; r < rows; ++r) {
+    std::memcpy(to + r * to_stride, from + r * from_stride, p * sizeof(T));
+  }
 }
 
-template <typename Pixel>
-void copy_square(const Pixel* from, int64_t stride, int32_t p, Pixel* to) {
-  if (p == 16) return copy_square<16>(from, stride, to);
-  if (p == 14) return copy_square<14>(from, stride, to);
-  if (p == 8) return copy_square<8>(from, stride, to);
-  for (int32_t r = 0; r < p; ++r) std::memcpy(to + r * p, from + r * stride, p * sizeof(Pixel));
+template <typename T>
+void copy_square(const T* from, int64_t from_stride, int32_t p, T* to, int64_t to_stride) {
+  if (p == 16) return copy_rows<16>(from, from_stride, p, to, to_stride);
+  if (p == 14) return copy_rows<14>(from, from_stride, p, to, to_stride);
+  if (p == 8) return copy_rows<8>(from, from_stride, p, to, to_stride);
+  for (int32_t r = 0; r < p; ++r) {
+    std::memcpy(to + r * to_stride, from + r * from_stride, p * sizeof(T));
+  }
 }
 
 // What the images of a call share.
@@ -88,13 +112,22 @@ class Patches {
  private:
   template <typename Pixel>
   void copy(int32_t patch_column, TokenType type, void* out) const {
-    Pixel* const cut = reinterpret_cast<Pixel*>(bench_.cut);
+    const float scale = v_.scale[b_], shift = v_.shift[b_];
     const Pixel* from = static_cast<const Pixel*>(v_.pixels) + b_ * v_.image_stride +
                         patch_row_ * v_.patch * v_.row_stride + patch_column * v_.patch;
-    for (int32_t c = 0; c < v_.channels; ++c, from += v_.channel_stride) {
-      copy_square(from, v_.row_stride, v_.patch, cut + c * v_.patch * v_.patch);
+    if (v_.patch == 16) {
+      uint8_t* const bytes = static_cast<uint8_t*>(out);
+      for (int32_t c = 0; c < v_.channels; ++c, from += v_.channel_stride) {
+        convert_rows16(type, from, v_.row_stride, 16, scale, shift,
+                       bytes + c * 256 * token_size(type));
+      }
+      return;
     }
-    convert_to(type, cut, v_.row_length(), v_.scale[b_], v_.shift[b_], out);
+    Pixel* const cut = reinterpret_cast<Pixel*>(bench_.cut);
+    for (int32_t c = 0; c < v_.channels; ++c, from += v_.channel_stride) {
+      copy_square(from, v_.row_stride, v_.patch, cut + c * v_.patch * v_.patch, v_.patch);
+    }
+    convert_to(type, cut, v_.row_length(), scale, shift, out);
   }
 
   const Views& v_;
@@ -118,10 +151,21 @@ class Cover {
     if (mask_ == nullptr) return kNone;
     if (unit_ == v_.patch) return mask_[b * v_.patches() + patch] ? kAll : kNone;
     const uint8_t* cells = first(b, patch);
-    int32_t hidden = 0;
-    for (int32_t r = 0; r < v_.patch; ++r, cells += v_.out_w)
-      for (int32_t j = 0; j < v_.patch; ++j) hidden += cells[j];
-    return hidden == 0 ? kNone : hidden == v_.patch * v_.patch ? kAll : kSome;
+    constexpr uint64_t kOnes = 0x0101010101010101u;  // cells are 0 or 1
+    uint64_t some = 0, all = kOnes, eight;
+    for (int32_t r = 0; r < v_.patch; ++r, cells += v_.out_w) {
+      int32_t j = 0;
+      for (; j + 8 <= v_.patch; j += 8) {
+        std::memcpy(&eight, cells + j, 8);
+        some |= eight;
+        all &= eight;
+      }
+      for (; j < v_.patch; ++j) {
+        some |= cells[j];
+        all &= cells[j] * kOnes;
+      }
+    }
+    return some == 0 ? kNone : all == kOnes ? kAll : kSome;
   }
 
   // 1 for every hidden element of the patch, after `ahead` < 4 bytes of 0 and with 4 more behind.
@@ -132,7 +176,7 @@ class Cover {
     if (unit_ == v_.patch) {
       std::memset(one, mask_[b * v_.patches() + patch], size_t(length));
     } else {
-      copy_square(first(b, patch), v_.out_w, v_.patch, one);
+      copy_square(first(b, patch), v_.out_w, v_.patch, one, v_.patch);
       for (int32_t c = 1; c < v_.channels; ++c) std::memcpy(one + c * area, one, size_t(area));
     }
     std::memset(one + length, 0, 4);
