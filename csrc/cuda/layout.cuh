@@ -22,35 +22,39 @@ inline Divisor make_divisor(int32_t by) {
 }
 
 struct Spot {
-  int32_t patch, channel, row, column;  // row and column in the view
+  int32_t patch, element;        // of the image, of the patch
+  int32_t channel, row, column;  // row and column in the view
 };
 
+// Patches are made in pieces: `width` columns of `deep` lines, patch / deep lines apart.
 struct Layout {
-  Divisor row_length, plane, side, grid_w;
-  uint32_t patches, elements;  // of an image
+  Divisor row, plane, side, grid_w;  // pieces of a patch, a channel and a line of it; patches
+  uint32_t width, patch;
+  uint32_t patches, pieces, row_length;  // of an image; elements of a patch
 
-  SPCXR_HD Spot spot(uint32_t patch, uint32_t element) const {
-    const uint32_t channel = plane(element), in_plane = element - channel * plane.by;
-    const uint32_t row = side(in_plane), column = in_plane - row * side.by;
-    const uint32_t down = grid_w(patch), right = patch - down * grid_w.by;
-    return Spot{static_cast<int32_t>(patch), static_cast<int32_t>(channel),
-                static_cast<int32_t>(down * side.by + row),
-                static_cast<int32_t>(right * side.by + column)};
+  SPCXR_HD Spot spot(uint32_t patch_number, uint32_t piece) const {
+    const uint32_t channel = plane(piece), in_plane = piece - channel * plane.by;
+    const uint32_t line = side(in_plane), right = (in_plane - line * side.by) * width;
+    const uint32_t grid_row = grid_w(patch_number);
+    return Spot{static_cast<int32_t>(patch_number),
+                static_cast<int32_t>((channel * patch + line) * patch + right),
+                static_cast<int32_t>(channel), static_cast<int32_t>(grid_row * patch + line),
+                static_cast<int32_t>((patch_number - grid_row * grid_w.by) * patch + right)};
   }
-  // Of element `index` of an image's N * row_length.
-  SPCXR_HD Spot spot(uint32_t index) const {
-    const uint32_t patch = row_length(index);
-    return spot(patch, index - patch * row_length.by);
+  SPCXR_HD Spot spot(uint32_t piece) const {  // of the image
+    const uint32_t patch_number = row(piece);
+    return spot(patch_number, piece - patch_number * row.by);
   }
+  // Element of the image's tokens.
+  SPCXR_HD uint32_t index(const Spot& at) const { return at.patch * row_length + at.element; }
 };
 
-inline Layout make_layout(const Views& v) {
-  return Layout{make_divisor(v.row_length()),
-                make_divisor(v.patch * v.patch),
-                make_divisor(v.patch),
-                make_divisor(v.grid_w()),
-                static_cast<uint32_t>(v.patches()),
-                static_cast<uint32_t>(v.patches() * v.row_length())};
+inline Layout make_layout(const Views& v, int32_t width, int32_t deep) {
+  const int32_t line = v.patch / width, plane = line * v.patch / deep, row = plane * v.channels;
+  const auto u = [](int32_t n) { return static_cast<uint32_t>(n); };
+  return Layout{make_divisor(row), make_divisor(plane),  make_divisor(line),
+                make_divisor(v.grid_w()), u(width), u(v.patch),
+                u(v.patches()),  u(v.patches() * row), u(v.row_length())};
 }
 
 // Why the kernels cannot follow these views, or null.

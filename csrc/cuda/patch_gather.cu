@@ -12,12 +12,11 @@ const char* masked_patch_gather_cuda(const Views& views, const Fill& fill, void*
     return "the lists of blocks and sources do not start at a multiple of 16 bytes";
   }
   const bool eight = wide(views, tokens);
-  const int64_t elements = int64_t{views.patches()} * views.row_length();
-  const int32_t blocks_an_image = ceil_div(elements, kGatherThreads * (eight ? 8 : 4));
+  const Layout layout = eight ? make_layout(views, 8, kDeep) : make_layout(views, 1, 1);
+  const int32_t blocks_an_image = ceil_div(layout.pieces, kGatherThreads * (eight ? 1 : 4));
   const int64_t blocks = views.count * blocks_an_image;
   if (blocks > INT32_MAX) return "the batch is too large for one launch";
   if (blocks == 0) return nullptr;
-  const Layout layout = make_layout(views);
   const Divisor an_image = make_divisor(blocks_an_image);
   const auto stream = static_cast<cudaStream_t>(cuda_stream);
   with_token(type, [&](auto token) {

@@ -100,46 +100,65 @@ __device__ inline void fill_eight(const Views& v, const Fill& f, int32_t kind,
   }
 }
 
-// Which image a block of threads belongs to, and the first of its elements that a thread makes.
+// Which image a block of threads belongs to, and a thread's piece of it.
 struct Work {
   int32_t b;
-  uint32_t index;
+  uint32_t piece;
 };
 
-__device__ inline Work work_of(const Divisor& blocks_an_image, uint32_t width) {
+__device__ inline Work work_of(const Divisor& blocks_an_image) {
   const uint32_t b = blocks_an_image(blockIdx.x), slice = blockIdx.x - b * blocks_an_image.by;
-  return Work{static_cast<int32_t>(b), (slice * blockDim.x + threadIdx.x) * width};
+  return Work{static_cast<int32_t>(b), slice * blockDim.x + threadIdx.x};
 }
 
-// Patches whose side is a multiple of eight: a thread makes eight tokens, a warp 256 that follow
-// one another: the patch of a ViT/16, or its neighbours too.
+template <class Pixel, bool kWhole>
+__device__ inline void make_eight(const Views& v, const Fill& f, const Layout& layout,
+                                  const Stage& stage, int32_t kind, int32_t b, Spot at,
+                                  float (&x)[8]) {
+  const uint32_t hidden = hidden_eight(v, f, layout, b, at);
+  fill_eight<Pixel, kWhole>(v, f, kind, stage, b, at, hidden, x);
+  if (kind != kNoise || hidden == 0) return;
+#pragma unroll 1
+  for (uint32_t half = 0; half < 8; half += 4) {  // the halves turn through the registers
+    float noise[4];
+    noise_four(f, b, layout.index(at) + half, noise);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float value = hidden >> (half + i) & 1 ? noise[i] : x[i];
+      x[i] = x[4 + i];
+      x[4 + i] = value;
+    }
+  }
+}
+
+// Patches whose side is a multiple of eight: a thread makes four lines of eight tokens. A warp
+// stores 128 bytes and more that follow one another: four lines of a ViT/16's patch.
 template <class Pixel, class Token, bool kWhole>
-__global__ void __launch_bounds__(kGatherThreads, 4)
+__global__ void __launch_bounds__(kGatherThreads, kWhole ? 4 : 3)
 gather_wide_kernel(Views v, Fill f, Layout layout, Divisor blocks_an_image, Token* tokens) {
   __shared__ Stage stage;
-  const auto [b, index] = work_of(blocks_an_image, 8);
-  const bool inside = index < layout.elements;
-  const Spot at = layout.spot(inside ? index : 0);
-  const uint32_t hidden = hidden_eight(v, f, layout, b, at);
+  const auto [b, piece] = work_of(blocks_an_image);
+  const bool inside = piece < layout.pieces;
+  const Spot at = layout.spot(inside ? piece : 0);
+  const bool by_patch = f.mask == nullptr || f.unit != 1;
+  const uint32_t hidden = by_patch ? hidden_eight(v, f, layout, b, at) : 0;
   const int32_t kind = f.mask == nullptr ? kZeros : f.kind[b];
   if (kind == kShuffle) stage_blocks(f, b, stage);
   if (!inside) return;
-  float x[8] = {};
-  fill_eight<Pixel, kWhole>(v, f, kind, stage, b, at, hidden, x);
-  if (kind == kNoise && hidden != 0) {
-#pragma unroll 1
-    for (uint32_t half = 0; half < 8; half += 4) {  // the halves turn through the registers
-      float noise[4];
-      noise_four(f, b, index + half, noise);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float value = hidden >> (half + i) & 1 ? noise[i] : x[i];
-        x[i] = x[4 + i];
-        x[4 + i] = value;
-      }
+  tokens += int64_t{b} * layout.patches * layout.row_length;
+  if (by_patch && (hidden == 0 || kind == kOther)) {
+    const Sight<Pixel, kWhole> sight(v, hidden == 0 ? b : partner_of(v, f, b));
+    if (can_copy(v, sight, layout, at)) {
+      return copy_lines(v, sight, layout, at, tokens + layout.index(at));
     }
   }
-  store_eight(tokens + int64_t{b} * layout.elements + index, x);
+#pragma unroll 1
+  for (int line = 0; line < kDeep; ++line) {
+    const Spot here = lower(layout, at, line);
+    float x[8] = {};
+    make_eight<Pixel, kWhole>(v, f, layout, stage, kind, b, here, x);
+    store_eight(tokens + layout.index(here), x);
+  }
 }
 
 __device__ inline float fill_one(const Views& v, const Fill& f, int32_t kind,
@@ -166,13 +185,14 @@ template <class Token>
 __global__ void __launch_bounds__(kGatherThreads)
 gather_narrow_kernel(Views v, Fill f, Layout layout, Divisor blocks_an_image, Token* tokens) {
   __shared__ Stage stage;
-  const auto [b, index] = work_of(blocks_an_image, 4);
+  const auto [b, four] = work_of(blocks_an_image);
   const int32_t kind = f.mask == nullptr ? kZeros : f.kind[b];
   if (kind < kNoise || kind > kShuffle) __trap();
   if (kind == kShuffle) stage_blocks(f, b, stage);
-  if (index >= layout.elements) return;
-  tokens += int64_t{b} * layout.elements + index;
-  const int32_t count = smaller(4, layout.elements - index);
+  const uint32_t index = four * 4;
+  if (index >= layout.pieces) return;
+  tokens += int64_t{b} * layout.pieces + index;
+  const int32_t count = smaller(4, layout.pieces - index);
   float x[4] = {};
   bool noisy = false;
 #pragma unroll 1

@@ -20,13 +20,12 @@ const char* masked_reconstruction_loss_cuda(const Views& views, const bool* mask
     count_hidden_kernel<<<images, kCountThreads, 0, stream>>>(mask, cells, weight, counts);
 
     const bool eight = wide(views, predicted) && wide(views, gradient);
-    const int32_t steps = ceil_div(views.row_length(), eight ? 8 : 1);
+    const Layout layout = make_layout(views, eight ? 8 : 1, 1);
     int32_t lanes = 1;
-    while (lanes < steps && lanes < 32) lanes *= 2;
+    while (lanes < static_cast<int32_t>(layout.row.by) && lanes < 32) lanes *= 2;
     Fill hidden{};
     hidden.mask = mask;
     hidden.unit = unit;
-    const Layout layout = make_layout(views);
     with_token(type, [&](auto token) {
       using Token = decltype(token);
       const LossCall<Token> call{hidden, law,  lanes, static_cast<const Token*>(predicted),

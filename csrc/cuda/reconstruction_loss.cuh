@@ -109,11 +109,11 @@ struct Norm {
 template <class Look>
 __device__ inline Norm patch_norm(const Views& v, const Layout& layout, const Look& look, int64_t b,
                                   int32_t patch, int32_t lanes, bool wanted) {
-  const uint32_t length = layout.row_length.by, lane = threadIdx.x & (lanes - 1);
+  const uint32_t length = layout.row_length, lane = threadIdx.x & (lanes - 1);
   double sum = 0, squares = 0;
-  for (uint32_t e = lane * Look::kWidth; wanted && e < length; e += lanes * Look::kWidth) {
+  for (uint32_t piece = lane; wanted && piece < layout.row.by; piece += lanes) {
     float x[Look::kWidth];
-    look.see(v, b, layout.spot(patch, e), 0xFF, x);
+    look.see(v, b, layout.spot(patch, piece), 0xFF, x);
 #pragma unroll
     for (const float value : x) {
       sum += value;
@@ -168,7 +168,6 @@ loss_kernel(Views v, Layout layout, LossCall<Token> call) {
   const int32_t patches = layout.patches, lanes = call.lanes;
   const int32_t lane = threadIdx.x & (lanes - 1), a_warp = 32 / lanes;
   const int32_t in_warp = (threadIdx.x & 31) / lanes;
-  const uint32_t length = layout.row_length.by;
   double sum = 0;
   for (int32_t first = threadIdx.x / 32 * a_warp; first < patches;
        first += blockDim.x / 32 * a_warp) {  // the same for a warp, as its lanes exchange sums
@@ -178,9 +177,9 @@ loss_kernel(Views v, Layout layout, LossCall<Token> call) {
     if (call.law.normalise_patches) {
       norm = patch_norm(v, layout, look, b, patch, lanes, here);
     }
-    for (uint32_t e = lane * Look::kWidth; here && e < length; e += lanes * Look::kWidth) {
-      const Spot at = layout.spot(patch, e);
-      const int64_t offset = (b * patches + patch) * length + e;
+    for (uint32_t piece = lane; here && piece < layout.row.by; piece += lanes) {
+      const Spot at = layout.spot(patch, piece);
+      const int64_t offset = (b * patches + patch) * layout.row_length + at.element;
       sum += loss_of(v, call, look, b, at, look.hidden(v, call.hidden, layout, b, at), norm,
                      static_cast<float>(weight), offset);
     }

@@ -199,6 +199,46 @@ __device__ inline uint32_t hidden_eight(const Views& v, const Fill& f, const Lay
   return bits;
 }
 
+// The lines of a patch that a thread makes, patch / kDeep apart: so many loads are under way at
+// once, and what the lines share is computed once.
+constexpr int kDeep = 4;
+
+__device__ inline Spot lower(const Layout& layout, Spot at, int line) {
+  const int32_t lines = static_cast<int32_t>(layout.patch) / kDeep * line;
+  at.row += lines;
+  at.element += lines * static_cast<int32_t>(layout.patch);
+  return at;
+}
+
+// The fast path: whole lines of an image at its own size, where all of them are aligned.
+template <class Pixel, bool kWhole>
+__device__ inline bool can_copy(const Views& v, const Sight<Pixel, kWhole>& sight,
+                                const Layout& layout, Spot at) {
+  const Pixel* from = sight.image + at.channel * v.channel_stride + at.row * v.row_stride + at.column;
+  const int64_t apart = v.row_stride * (layout.patch / kDeep) * static_cast<int64_t>(sizeof(Pixel));
+  return sight.native() && aligned(from, load_alignment<Pixel>) &&
+         (apart & (load_alignment<Pixel> - 1)) == 0;
+}
+
+template <class Pixel, bool kWhole, class Token>
+__device__ inline void copy_lines(const Views& v, const Sight<Pixel, kWhole>& sight,
+                                  const Layout& layout, Spot at, Token* tokens) {
+  const Pixel* from = sight.image + at.channel * v.channel_stride + at.row * v.row_stride + at.column;
+  const uint32_t lines = layout.patch / kDeep;
+  const float scale = sight.scale, shift = sight.shift;
+  typename Raw<Pixel>::Type raw[kDeep];
+#pragma unroll
+  for (int line = 0; line < kDeep; ++line) raw[line] = load_raw(from + line * lines * v.row_stride);
+#pragma unroll
+  for (int line = 0; line < kDeep; ++line) {
+    float x[8];
+    spread(raw[line], x, Pixel{});
+#pragma unroll
+    for (float& value : x) value = value * scale + shift;
+    store_eight(tokens + line * lines * layout.patch, x);
+  }
+}
+
 // Whether every view of the batch is its whole image at its own size, as a launch can know.
 inline bool whole_images(const Views& v) {
   return v.boxes == nullptr && v.flip == nullptr && v.source_h == v.out_h && v.source_w == v.out_w;

@@ -96,8 +96,32 @@ __device__ inline float small(uint32_t number) {
 template <class T>
 constexpr uint32_t load_alignment = sizeof(T) == 1 ? 8 : 16;
 
-__device__ inline void load_eight(const uint8_t* at, float (&x)[8]) {
-  const uint2 w = __ldg(reinterpret_cast<const uint2*>(at));
+struct Eight32 {
+  float4 low, high;
+};
+template <class T>
+struct Raw {
+  using Type = uint4;
+};
+template <>
+struct Raw<uint8_t> {
+  using Type = uint2;
+};
+template <>
+struct Raw<float> {
+  using Type = Eight32;
+};
+
+template <class T>
+__device__ inline typename Raw<T>::Type load_raw(const T* at) {
+  return __ldg(reinterpret_cast<const typename Raw<T>::Type*>(at));
+}
+__device__ inline Eight32 load_raw(const float* at) {
+  return Eight32{__ldg(reinterpret_cast<const float4*>(at)),
+                 __ldg(reinterpret_cast<const float4*>(at) + 1)};
+}
+
+__device__ inline void spread(uint2 w, float (&x)[8], uint8_t) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     x[i] = small(w.x >> 8 * i & 0xFF);
@@ -116,19 +140,21 @@ __device__ inline void split(uint32_t word, float& low, float& high, Token) {
 }
 
 template <class T>  // uint16_t, BFloat16, Float16
-__device__ inline void load_eight(const T* at, float (&x)[8]) {
-  const uint4 w = __ldg(reinterpret_cast<const uint4*>(at));
+__device__ inline void spread(uint4 w, float (&x)[8], T) {
   split(w.x, x[0], x[1], T{});
   split(w.y, x[2], x[3], T{});
   split(w.z, x[4], x[5], T{});
   split(w.w, x[6], x[7], T{});
 }
 
-__device__ inline void load_eight(const float* at, float (&x)[8]) {
-  const float4 a = __ldg(reinterpret_cast<const float4*>(at));
-  const float4 b = __ldg(reinterpret_cast<const float4*>(at) + 1);
-  x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
-  x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+__device__ inline void spread(const Eight32& w, float (&x)[8], float) {
+  x[0] = w.low.x, x[1] = w.low.y, x[2] = w.low.z, x[3] = w.low.w;
+  x[4] = w.high.x, x[5] = w.high.y, x[6] = w.high.z, x[7] = w.high.w;
+}
+
+template <class T>
+__device__ inline void load_eight(const T* at, float (&x)[8]) {
+  spread(load_raw(at), x, T{});
 }
 
 }  // namespace spcxr

@@ -22,10 +22,10 @@ const char* visible_patch_gather_cuda(const Views& views, const bool* mask, int6
                                                              rows, ids);
   }
   const bool eight = wide(views, tokens);
-  const int32_t threads_a_row = ceil_div(views.row_length(), eight ? 8 : 1);
+  const Layout layout = eight ? make_layout(views, 8, kDeep) : make_layout(views, 1, 1);
+  const auto threads_a_row = static_cast<int32_t>(layout.row.by);
   const int32_t rows_a_block = threads_a_row < kVisibleThreads ? kVisibleThreads / threads_a_row : 1;
   const auto grid = static_cast<unsigned>(ceil_div(rows, rows_a_block));
-  const Layout layout = make_layout(views);
   with_token(type, [&](auto token) {
     using Token = decltype(token);
     const Packed<Token> out{cu_seqlens, rows, static_cast<Token*>(tokens), ids};

@@ -97,24 +97,40 @@ struct Packed {
   int32_t* ids;
 };
 
-// Patches whose side is a multiple of eight: a block of threads makes `rows_a_block` rows.
+// Patches whose side is a multiple of eight: a block of threads makes `rows_a_block` rows, a thread
+// four lines of eight tokens.
 template <class Pixel, class Token, bool kWhole>
-__global__ void __launch_bounds__(kVisibleThreads, kWhole ? 6 : 4)
+__global__ void __launch_bounds__(kVisibleThreads, kWhole ? 5 : 4)
 visible_wide_kernel(Views v, Layout layout, int32_t rows_a_block, Packed<Token> out) {
   const int64_t total = out.cu_seqlens[v.count];
-  const uint32_t length = layout.row_length.by, end = rows_a_block * length;
-  for (uint32_t index = threadIdx.x * 8; index < end; index += blockDim.x * 8) {
-    const uint32_t local = layout.row_length(index), element = index - local * length;
+  const uint32_t end = rows_a_block * layout.row.by;
+  for (uint32_t piece = threadIdx.x; piece < end; piece += blockDim.x) {
+    const uint32_t local = layout.row(piece);
     const int64_t row = int64_t{blockIdx.x} * rows_a_block + local;
     if (row >= out.rows) return;
-    float x[8] = {};
-    if (row < total) {
+    const bool here = row < total;
+    const Spot at = layout.spot(here ? out.ids[row] : 0, piece - local * layout.row.by);
+    Token* tokens = out.tokens + row * layout.row_length;
+    if (here) {
       const Sight<Pixel, kWhole> sight(v, image_of(out.cu_seqlens, v.count, row));
-      see_eight(v, sight, layout.spot(out.ids[row], element), 0xFF, x);
-    } else if (element == 0) {
-      out.ids[row] = -1;
+      if (can_copy(v, sight, layout, at)) {
+        copy_lines(v, sight, layout, at, tokens + at.element);
+        continue;
+      }
+#pragma unroll 1
+      for (int line = 0; line < kDeep; ++line) {
+        const Spot lowered = lower(layout, at, line);
+        float x[8] = {};
+        see_eight(v, sight, lowered, 0xFF, x);
+        store_eight(tokens + lowered.element, x);
+      }
+    } else {
+      if (at.element == 0) out.ids[row] = -1;
+      const float zeros[8] = {};
+      for (int line = 0; line < kDeep; ++line) {
+        store_eight(tokens + lower(layout, at, line).element, zeros);
+      }
     }
-    store_eight(out.tokens + row * length + element, x);
   }
 }
 
@@ -123,9 +139,9 @@ template <class Token>
 __global__ void __launch_bounds__(kVisibleThreads)
 visible_narrow_kernel(Views v, Layout layout, int32_t rows_a_block, Packed<Token> out) {
   const int64_t total = out.cu_seqlens[v.count];
-  const uint32_t length = layout.row_length.by, end = rows_a_block * length;
+  const uint32_t length = layout.row_length, end = rows_a_block * length;
   for (uint32_t index = threadIdx.x; index < end; index += blockDim.x) {
-    const uint32_t local = layout.row_length(index), element = index - local * length;
+    const uint32_t local = layout.row(index), element = index - local * length;
     const int64_t row = int64_t{blockIdx.x} * rows_a_block + local;
     if (row >= out.rows) return;
     float value = 0;

@@ -175,11 +175,10 @@ struct Element {
 
 template <class Pixel, class Token>
 void run_gather(const Call<Pixel>& call, bool wide, Token* tokens) {
-  const int64_t elements = int64_t{call.v.patches()} * call.v.row_length();
-  const int64_t a_block = kThreads * (wide ? 8 : 4);
-  const int32_t an_image = static_cast<int32_t>((elements + a_block - 1) / a_block);
+  const Layout layout = wide ? make_layout(call.v, 8, kDeep) : make_layout(call.v, 1, 1);
+  const uint32_t a_block = kThreads * (wide ? 1 : 4);
+  const auto an_image = static_cast<int32_t>((layout.pieces + a_block - 1) / a_block);
   const Divisor blocks = make_divisor(an_image);
-  const Layout layout = make_layout(call.v);
   emulated::launch(static_cast<unsigned>(call.v.count * an_image), kThreads, [&] {
     if (wide && whole_images(call.v)) {
       gather_wide_kernel<Pixel, Token, true>(call.v, call.f, layout, blocks, tokens);
@@ -240,7 +239,7 @@ void test_visible(Call<Pixel>& call, bool wide, bool compare) {
                    [&] { list_visible_kernel(mask.data, n, cu_seqlens.data, rows, ids.data); });
   const int32_t rows_a_block = whole(1, 5);
   const Packed<Token> out{cu_seqlens.data, rows, tokens.data, ids.data};
-  const Layout layout = make_layout(v);
+  const Layout layout = wide ? make_layout(v, 8, kDeep) : make_layout(v, 1, 1);
   emulated::launch(static_cast<unsigned>((rows + rows_a_block - 1) / rows_a_block), kThreads, [&] {
     if (wide && whole_images(v)) {
       visible_wide_kernel<Pixel, Token, true>(v, layout, rows_a_block, out);
@@ -300,7 +299,7 @@ void test_loss(const Call<Pixel>& call, bool wide) {
                                 scratch.data, scratch.data + v.count};
   const auto images = static_cast<unsigned>(v.count);
   const int64_t cells = int64_t{v.out_h / unit} * (v.out_w / unit);
-  const Layout layout = make_layout(v);
+  const Layout layout = make_layout(v, wide ? 8 : 1, 1);
   emulated::launch(images, kThreads, [&] {
     count_hidden_kernel(hidden.mask, cells, double{1} * unit * unit * v.channels, what_to.counts);
   });

@@ -1,8 +1,6 @@
-"""The C++ core by itself: ctest under sanitizers, and the kernels' budgets."""
+"""The C++ core by itself: ctest under sanitizers; Triton twins compiled."""
 
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BUDGETS = Path(__file__).with_name("budgets.json")
-ARCHITECTURES = ("sm_80", "sm_90a")
 compiler = shutil.which("c++") or shutil.which("g++")
 needs_compiler = pytest.mark.skipif(compiler is None, reason="no C++ compiler on PATH")
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 
 
 def run(*command, **settings) -> str:
@@ -29,50 +24,11 @@ def run(*command, **settings) -> str:
 @needs_compiler
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_ctest_under_sanitizers(tmp_path, sanitizer):
-    """Index arithmetic, generator, law; and the CUDA kernel emulated thread by thread."""
+    """Index arithmetic, generator, law; and the CUDA kernels emulated thread by thread."""
     configure = ["cmake", "-S", ROOT, "-B", tmp_path, "-DSPCXR_CUDA=OFF"]
     run(*configure, f"-DSPCXR_SANITIZE={sanitizer}")
     run("cmake", "--build", tmp_path, "--parallel", "2")
     assert "100% tests passed" in run("ctest", "--test-dir", tmp_path, "--output-on-failure")
-
-
-def ptxas_report(source: Path, architecture: str, out: Path) -> dict[str, dict[str, int]]:
-    """Registers, stack, spills and shared memory of each kernel in a file."""
-    virtual = architecture.replace("sm_", "compute_")
-    said = run(
-        *("nvcc", "-std=c++17", "-O3", "-Xptxas", "-v", "-cubin", "-I", ROOT / "csrc"),
-        *("-gencode", f"arch={virtual},code={architecture}", "-o", out, source),
-    )
-    made = {}
-    for entry in said.split("Compiling entry function '")[1:]:
-        name = next(n for n in kernel_names(source) if n in entry.split("'")[0])
-        made[name] = {
-            "registers": int(re.search(r"Used (\d+) registers", entry)[1]),
-            "stack": int(re.search(r"(\d+) bytes stack frame", entry)[1]),
-            "spills": sum(int(n) for n in re.findall(r"(\d+) bytes spill", entry)),
-            "shared": int((re.search(r"(\d+) bytes smem", entry) or [0, 0])[1]),
-        }
-    return made
-
-
-def kernel_names(source: Path) -> list[str]:
-    text = source.read_text() + source.with_suffix(".cuh").read_text()
-    return re.findall(r"__global__[^(]*\([^)]*\)\s*(\w+)\(", text)
-
-
-@needs_nvcc
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_cuda_kernels_stay_within_their_budgets(tmp_path, architecture):
-    """A kernel may use less than budgets.json allows, never more, and never spills."""
-    budgets = json.loads(BUDGETS.read_text())
-    measured = {}
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-        measured |= ptxas_report(source, architecture, tmp_path / "out.cubin")
-    assert set(measured) == set(budgets)
-    for name, used in measured.items():
-        assert used["spills"] == 0, f"{name} spills on {architecture}"
-        for what, limit in budgets[name][architecture].items():
-            assert used[what] <= limit, f"{name} on {architecture}: {used[what]} {what} > {limit}"
 
 
 TRITON_COMPILE = """
