@@ -5,7 +5,8 @@
 
 namespace spcxr {
 
-// n / by for n < 2**31, as a multiplication: multiplier = ceil(2**shift / by), shift = 31 + log2 by.
+// n / by for n < 2**31, as a multiplication: multiplier = ceil(2**shift / by), and shift is 31
+// plus the logarithm of `by`, rounded up.
 struct Divisor {
   uint32_t by, multiplier, shift;
 
@@ -52,9 +53,9 @@ struct Layout {
 inline Layout make_layout(const Views& v, int32_t width, int32_t deep) {
   const int32_t line = v.patch / width, plane = line * v.patch / deep, row = plane * v.channels;
   const auto u = [](int32_t n) { return static_cast<uint32_t>(n); };
-  return Layout{make_divisor(row), make_divisor(plane),  make_divisor(line),
+  return Layout{make_divisor(row), make_divisor(plane), make_divisor(line),
                 make_divisor(v.grid_w()), u(width), u(v.patch),
-                u(v.patches()),  u(v.patches() * row), u(v.row_length())};
+                u(v.patches()), u(v.patches() * row), u(v.row_length())};
 }
 
 // Why the kernels cannot follow these views, or null.

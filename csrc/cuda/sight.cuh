@@ -20,6 +20,9 @@ struct Sight {
         scale(v.scale[b]),
         shift(v.shift[b]),
         image(static_cast<const Pixel*>(v.pixels) + b * v.image_stride) {}
+  __device__ const Pixel* place(const Views& v, Spot at) const {
+    return image + at.channel * v.channel_stride + at.row * v.row_stride + at.column;
+  }
   __device__ bool native() const { return kWhole || (rows.identity() && columns.identity()); }
 };
 
@@ -159,14 +162,13 @@ __device__ inline void copy_eight(const Pixel* from, bool inside, float scale, f
 template <class Pixel, bool kWhole>
 __device__ inline void see_eight(const Views& v, const Sight<Pixel, kWhole>& sight, Spot at,
                                  uint32_t wanted, float (&x)[8]) {
-  const Pixel* plane = sight.image + at.channel * v.channel_stride;
   if (sight.native()) {
     const bool inside = at.column >= 0 && at.column + 8 <= v.source_w;
-    copy_eight(plane + at.row * v.row_stride + at.column, inside, sight.scale, sight.shift, wanted,
-               x);
+    copy_eight(sight.place(v, at), inside, sight.scale, sight.shift, wanted, x);
     return;
   }
   if (kWhole) return;
+  const Pixel* plane = sight.image + at.channel * v.channel_stride;
   const Line<Pixel> line(v, plane, sight.rows, sight.columns, at.row);
   const float reach = fmaxf(sight.rows.reach, sight.columns.reach);
   if (reach <= 1.0f) {
@@ -214,7 +216,7 @@ __device__ inline Spot lower(const Layout& layout, Spot at, int line) {
 template <class Pixel, bool kWhole>
 __device__ inline bool can_copy(const Views& v, const Sight<Pixel, kWhole>& sight,
                                 const Layout& layout, Spot at) {
-  const Pixel* from = sight.image + at.channel * v.channel_stride + at.row * v.row_stride + at.column;
+  const Pixel* from = sight.place(v, at);
   const int64_t apart = v.row_stride * (layout.patch / kDeep) * static_cast<int64_t>(sizeof(Pixel));
   return sight.native() && aligned(from, load_alignment<Pixel>) &&
          (apart & (load_alignment<Pixel> - 1)) == 0;
@@ -223,7 +225,7 @@ __device__ inline bool can_copy(const Views& v, const Sight<Pixel, kWhole>& sigh
 template <class Pixel, bool kWhole, class Token>
 __device__ inline void copy_lines(const Views& v, const Sight<Pixel, kWhole>& sight,
                                   const Layout& layout, Spot at, Token* tokens) {
-  const Pixel* from = sight.image + at.channel * v.channel_stride + at.row * v.row_stride + at.column;
+  const Pixel* from = sight.place(v, at);
   const uint32_t lines = layout.patch / kDeep;
   const float scale = sight.scale, shift = sight.shift;
   typename Raw<Pixel>::Type raw[kDeep];

@@ -24,7 +24,8 @@ const char* visible_patch_gather_cuda(const Views& views, const bool* mask, int6
   const bool eight = wide(views, tokens);
   const Layout layout = eight ? make_layout(views, 8, kDeep) : make_layout(views, 1, 1);
   const auto threads_a_row = static_cast<int32_t>(layout.row.by);
-  const int32_t rows_a_block = threads_a_row < kVisibleThreads ? kVisibleThreads / threads_a_row : 1;
+  const int32_t rows_a_block =
+      threads_a_row < kVisibleThreads ? kVisibleThreads / threads_a_row : 1;
   const auto grid = static_cast<unsigned>(ceil_div(rows, rows_a_block));
   with_token(type, [&](auto token) {
     using Token = decltype(token);

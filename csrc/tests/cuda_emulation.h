@@ -117,7 +117,9 @@ inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 
 inline void __syncthreads() { emulated::block_barrier->wait(); }
 [[noreturn]] inline void __trap() { throw emulated::Trap{}; }
-inline void atomicAdd(int32_t* sum, int32_t value) { __atomic_fetch_add(sum, value, __ATOMIC_RELAXED); }
+inline void atomicAdd(int32_t* sum, int32_t value) {
+  __atomic_fetch_add(sum, value, __ATOMIC_RELAXED);
+}
 inline void atomicMax(int32_t* most, int32_t value) {
   int32_t held = __atomic_load_n(most, __ATOMIC_RELAXED);
   while (held < value && !__atomic_compare_exchange_n(most, &held, value, false, __ATOMIC_RELAXED,
@@ -135,7 +137,8 @@ inline int32_t __reduce_add_sync(unsigned, int32_t value) {
 template <class T>
 T __shfl_up_sync(unsigned, T value, unsigned step) {
   const unsigned lane = threadIdx.x % 32;
-  return emulated::exchange(value, [&](const double* lanes) { return lanes[lane < step ? lane : lane - step]; });
+  return emulated::exchange(
+      value, [&](const double* lanes) { return lanes[lane < step ? lane : lane - step]; });
 }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, unsigned step) {
@@ -168,7 +171,7 @@ inline float from_float16(uint16_t bits) {
   const int exponent = bits >> 10 & 31, fraction = bits & 1023;
   const float size = exponent == 31  ? (fraction != 0 ? NAN : INFINITY)
                      : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
-                                     : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+                                     : std::ldexp(1024.0f + fraction, exponent - 25);
   return bits & 0x8000 ? -size : size;
 }
 inline uint32_t bfloat16x2(float low, float high) {

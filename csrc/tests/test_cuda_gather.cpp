@@ -2,13 +2,13 @@
 // core/views.h, on random calls. Run by ctest. An argument is the seed.
 #include "cuda_emulation.h"
 
+#include <algorithm>
 #include <cstdio>
-#include <memory>
-#include <random>
 
 #include "cuda/patch_gather.cuh"
 #include "cuda/reconstruction_loss.cuh"
 #include "cuda/visible_patch_gather.cuh"
+#include "gather_calls.h"
 
 #define CHECK(held)                                                               \
   do {                                                                            \
@@ -23,124 +23,7 @@ using namespace spcxr;
 namespace {
 
 constexpr unsigned kThreads = 64;
-std::mt19937 draws(1);
 char what[200] = "";  // the call that a failure names
-
-int32_t whole(int32_t low, int32_t high) { return low + static_cast<int32_t>(draws() % (high - low + 1)); }
-float real(float low, float high) { return low + (high - low) * static_cast<float>(draws() % 4097) / 4096; }
-
-// Exactly `count` elements at a multiple of 16 bytes (or one element past it), so that a sanitizer
-// sees the first byte before or after.
-template <class T>
-struct Buffer {
-  std::unique_ptr<char[]> bytes;
-  size_t count;
-  T* data;
-
-  explicit Buffer(size_t n, bool odd = false)
-      : bytes(new char[(n + odd) * sizeof(T) + 1]), count(n),
-        data(reinterpret_cast<T*>(bytes.get()) + odd) {
-    std::memset(bytes.get(), 0xA5, (n + odd) * sizeof(T));
-  }
-  T& operator[](size_t i) { return data[i]; }
-};
-
-template <class T>
-constexpr PixelType pixel_type =
-    sizeof(T) == 1 ? PixelType::kUInt8 : sizeof(T) == 2 ? PixelType::kUInt16 : PixelType::kFloat32;
-
-enum class Boxes { kNone, kFlips, kSame, kCrops, kWild };
-
-// One random call.
-template <class Pixel>
-struct Call {
-  Views v{};
-  Fill f{};
-  std::unique_ptr<Buffer<Pixel>> pixels;
-  Buffer<float> boxes, scale, shift;
-  Buffer<bool> flip, mask;
-  Buffer<int32_t> kind, blocks, sources;
-  Buffer<int64_t> partner, ids;
-
-  Call(int64_t count, int32_t patch, int32_t unit, Boxes law)
-      : boxes(4 * count), scale(count), shift(count), flip(count), mask(0), kind(count),
-        blocks(0), sources(0), partner(count), ids(count) {
-    const bool native = law <= Boxes::kSame;
-    v.count = count;
-    v.channels = whole(0, 1) * 2 + 1;
-    v.patch = patch;
-    const int32_t most = patch > 8 ? 3 : 5;
-    v.out_h = patch * whole(1, most), v.out_w = patch * whole(1, most);
-    v.source_h = native ? v.out_h : whole(1, 70), v.source_w = native ? v.out_w : whole(1, 70);
-    v.row_stride = v.source_w + (whole(0, 1) ? 0 : whole(1, 9));
-    v.channel_stride = v.row_stride * v.source_h + whole(0, 3);
-    v.image_stride = v.channel_stride * v.channels;
-    pixels.reset(new Buffer<Pixel>(count * v.image_stride, whole(0, 3) == 0));
-    for (size_t i = 0; i < pixels->count; ++i) {
-      (*pixels)[i] = static_cast<Pixel>(sizeof(Pixel) == 4 ? real(-2, 3) : real(0, 250));
-    }
-    v.pixels = pixels->data;
-    v.pixel_type = pixel_type<Pixel>;
-    for (int64_t b = 0; b < count; ++b) {
-      scale[b] = real(-0.02f, 0.02f), shift[b] = real(-1, 1);
-      set_box(b, law);
-    }
-    v.boxes = law <= Boxes::kFlips ? nullptr : boxes.data;
-    v.flip = law == Boxes::kNone ? nullptr : flip.data;
-    v.scale = scale.data, v.shift = shift.data;
-    hide(unit);
-  }
-
-  void set_box(int64_t b, Boxes law) {
-    float* box = &boxes[b * 4];
-    flip[b] = law != Boxes::kSame && whole(0, 1);
-    box[0] = box[1] = 0;
-    box[2] = static_cast<float>(v.source_h), box[3] = static_cast<float>(v.source_w);
-    if (law == Boxes::kCrops && whole(0, 4) != 0) {
-      for (int axis = 0; axis < 2; ++axis) {
-        const float side = box[2 + axis];
-        box[2 + axis] = real(0.05f, 1) * side;
-        box[axis] = real(0, 1) * (side - box[2 + axis]);
-      }
-    }
-    if (law == Boxes::kWild) {
-      const float wild[] = {NAN, INFINITY, -INFINITY, 1e30f, -1e30f, 0, -3, 5, 1e9f};
-      for (int i = 0; i < 4; ++i) box[i] = wild[whole(0, 8)];
-    }
-  }
-
-  void hide(int32_t unit) {
-    f.unit = unit;
-    const int64_t cells = v.count * (v.out_h / unit) * (v.out_w / unit);
-    mask = Buffer<bool>(cells);
-    const int law = whole(0, 5);  // all, none, some
-    for (int64_t i = 0; i < cells; ++i) mask[i] = law == 0 || (law > 1 && whole(0, 1));
-    f.mask = mask.data;
-    f.n_blocks = whole(0, 3) == 0 ? 300 : whole(0, 9);
-    blocks = Buffer<int32_t>(v.count * f.n_blocks * 4);
-    sources = Buffer<int32_t>(v.count * f.n_blocks * 2);
-    for (int64_t i = 0; i < v.count * f.n_blocks; ++i) {
-      const int32_t h = whole(0, v.out_h), w = whole(1, v.out_w);
-      int32_t* block = &blocks[i * 4];
-      block[0] = whole(0, v.out_h - h), block[1] = whole(0, v.out_w - w);
-      block[2] = h, block[3] = h == 0 ? 0 : w;
-      sources[i * 2] = whole(0, v.out_h - h), sources[i * 2 + 1] = whole(0, v.out_w - w);
-    }
-    for (int64_t b = 0; b < v.count; ++b) {
-      kind[b] = whole(0, 3);
-      partner[b] = whole(0, static_cast<int32_t>(v.count) - 1);
-      ids[b] = whole(0, 1) ? kMaxImageId - 1 - b : b;
-    }
-    f.kind = kind.data, f.partner = partner.data;
-    f.blocks = blocks.data, f.sources = sources.data;
-    f.image_ids = ids.data, f.seed = (int64_t{7} << 32) + 5, f.epoch = 3, f.view = 1;
-  }
-
-  float view(int64_t b, int32_t channel, int32_t row, int32_t column) const {
-    return view_value(v, b, row_axis(v, b), column_axis(v, b), channel, row, column);
-  }
-  bool exact(int64_t b) const { return row_axis(v, b).identity() && column_axis(v, b).identity(); }
-};
 
 float unpacked(float x) { return x; }
 float unpacked(BFloat16 x) { return unpack(x); }
@@ -173,13 +56,14 @@ struct Element {
   }
 };
 
+// Whether it trapped.
 template <class Pixel, class Token>
-void run_gather(const Call<Pixel>& call, bool wide, Token* tokens) {
+bool run_gather(const Call<Pixel>& call, bool wide, Token* tokens) {
   const Layout layout = wide ? make_layout(call.v, 8, kDeep) : make_layout(call.v, 1, 1);
   const uint32_t a_block = kThreads * (wide ? 1 : 4);
   const auto an_image = static_cast<int32_t>((layout.pieces + a_block - 1) / a_block);
   const Divisor blocks = make_divisor(an_image);
-  emulated::launch(static_cast<unsigned>(call.v.count * an_image), kThreads, [&] {
+  return emulated::traps(static_cast<unsigned>(call.v.count * an_image), kThreads, [&] {
     if (wide && whole_images(call.v)) {
       gather_wide_kernel<Pixel, Token, true>(call.v, call.f, layout, blocks, tokens);
     } else if (wide) {
@@ -196,7 +80,7 @@ void test_gather(const Call<Pixel>& call, bool wide, bool compare) {
   const int64_t elements = int64_t{v.patches()} * v.row_length();
   Buffer<Token> tokens(v.count * elements);
   CHECK(refuse(v, call.f.unit) == nullptr);
-  run_gather(call, wide, tokens.data);
+  CHECK(!run_gather(call, wide, tokens.data));
   for (int64_t i = 0; compare && i < v.count * elements; ++i) {
     const int64_t b = i / elements;
     const Element<Pixel> at(v, i % elements);
@@ -229,7 +113,8 @@ void test_visible(Call<Pixel>& call, bool wide, bool compare) {
     if (!mask[i]) seen.push_back({i / n, static_cast<int32_t>(i % n)});
     if (i % n == n - 1) sums.push_back(static_cast<int32_t>(seen.size()));
   }
-  const int64_t total = static_cast<int64_t>(seen.size()), rows = std::max<int64_t>(total + whole(-3, 5), 0);
+  const auto total = static_cast<int64_t>(seen.size());
+  const int64_t rows = std::max<int64_t>(total + whole(-3, 5), 0);
   Buffer<int32_t> cu_seqlens(v.count + 1), ids(rows);
   Buffer<Token> tokens(rows * length);
   const auto images = static_cast<unsigned>(v.count);
@@ -263,7 +148,8 @@ void test_visible(Call<Pixel>& call, bool wide, bool compare) {
 
 // A patch's target as core/views.h and patch_gather.h define it.
 template <class Pixel>
-std::vector<float> target_of(const Call<Pixel>& call, const LossLaw& law, int64_t b, int32_t patch) {
+std::vector<float> target_of(const Call<Pixel>& call, const LossLaw& law, int64_t b,
+                             int32_t patch) {
   const int32_t length = call.v.row_length();
   std::vector<float> target(length);
   double sum = 0, squares = 0;
@@ -295,8 +181,10 @@ void test_loss(const Call<Pixel>& call, bool wide) {
   while (lanes < length / (wide ? 8 : 1) && lanes < 32) lanes *= 2;
   Fill hidden{};
   hidden.mask = call.f.mask, hidden.unit = unit;
-  const LossCall<Token> what_to{hidden, law, lanes, predicted.data, backward ? gradient.data : nullptr,
-                                scratch.data, scratch.data + v.count};
+  const LossCall<Token> what_to{hidden,         law,
+                                lanes,          predicted.data,
+                                backward ? gradient.data : nullptr,
+                                scratch.data,   scratch.data + v.count};
   const auto images = static_cast<unsigned>(v.count);
   const int64_t cells = int64_t{v.out_h / unit} * (v.out_w / unit);
   const Layout layout = make_layout(v, wide ? 8 : 1, 1);
@@ -345,7 +233,8 @@ void test_all() {
     const int64_t count = law == Boxes::kWild ? 3 : whole(0, 3);
     Call<Pixel> call(count, patch, unit, law);
     const bool wide = patch % 8 == 0 && whole(0, 5) != 0, compare = law != Boxes::kWild;
-    std::snprintf(what, sizeof what, "B %d C %d %dx%d to %dx%d P %d unit %d boxes %d, pixel %zu token %zu",
+    std::snprintf(what, sizeof what,
+                  "B %d C %d %dx%d to %dx%d P %d unit %d boxes %d, pixel %zu token %zu",
                   static_cast<int>(count), call.v.channels, call.v.source_h, call.v.source_w,
                   call.v.out_h, call.v.out_w, patch, unit, static_cast<int>(law), sizeof(Pixel),
                   sizeof(Token));
@@ -355,16 +244,63 @@ void test_all() {
   }
 }
 
+void test_divisors() {
+  std::snprintf(what, sizeof what, "divisors");
+  for (int i = 0; i < 20000; ++i) {
+    const int32_t by = i < 1000 ? i + 1 : static_cast<int32_t>(draws() >> whole(1, 30)) | 1;
+    const Divisor divisor = make_divisor(by);
+    const uint32_t d = by, most = 0x7FFFFFFF, whole_times = most / d * d;
+    for (const uint32_t n : {0u, d - 1, d, whole_times - 1, whole_times, most,
+                             static_cast<uint32_t>(draws() >> 1)}) {
+      CHECK(n > most || divisor(n) == n / d);
+    }
+  }
+}
+
+// A parameter that names nothing there is ends the launch, before anything is read by it.
+void test_traps() {
+  std::snprintf(what, sizeof what, "traps");
+  for (int trap = 0; trap < 7; ++trap) {
+    for (const bool wide : {true, false}) {
+      Call<uint8_t> call(2, 8, trap % 2 ? 1 : 8, Boxes::kCrops);
+      call.f.n_blocks = 1;
+      std::fill_n(call.mask.data, call.mask.count, true);
+      call.blocks = Buffer<int32_t>(8), call.sources = Buffer<int32_t>(4);
+      for (int i = 0; i < 8; ++i) call.blocks[i] = i % 4 < 2 ? 0 : 8;  // the first patch
+      for (int i = 0; i < 4; ++i) call.sources[i] = 0;
+      call.f.blocks = call.blocks.data, call.f.sources = call.sources.data;
+      const int32_t kinds[] = {kOther, kOther, kShuffle, kShuffle, kShuffle, kNoise, kNoise};
+      call.kind[0] = kZeros, call.kind[1] = kinds[trap];
+      call.partner[1] = trap == 0 ? 2 : -1;
+      if (trap == 2) call.sources[2] = -1;
+      if (trap == 3) call.sources[3] = call.v.out_w - 7;
+      if (trap == 4) call.sources[2] = INT32_MAX - 7;
+      call.ids[1] = trap == 5 ? -1 : kMaxImageId;
+      Buffer<float> tokens(2 * static_cast<size_t>(call.v.patches()) * call.v.row_length());
+      CHECK((run_gather<uint8_t, float>(call, wide, tokens.data)));
+      call.kind[1] = kZeros;
+      CHECK((!run_gather<uint8_t, float>(call, wide, tokens.data)));
+      call.kind[1] = trap % 2 ? 4 : -1;
+      CHECK((run_gather<uint8_t, float>(call, wide, tokens.data)));
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc > 1) draws.seed(static_cast<unsigned>(std::atoi(argv[1])));
-  test_all<uint8_t, float>();
-  test_all<uint8_t, BFloat16>();
-  test_all<uint8_t, Float16>();
-  test_all<uint16_t, float>();
-  test_all<uint16_t, BFloat16>();
-  test_all<float, Float16>();
-  test_all<float, float>();
+  const unsigned first = argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 1;
+  for (unsigned seed = first; seed < (argc > 1 ? first + 1 : 3); ++seed) {
+    draws.seed(seed);
+    test_divisors();
+    test_traps();
+    test_all<uint8_t, float>();
+    test_all<uint8_t, BFloat16>();
+    test_all<uint8_t, Float16>();
+    test_all<uint16_t, float>();
+    test_all<uint16_t, BFloat16>();
+    test_all<float, Float16>();
+    test_all<float, float>();
+  }
   std::puts("emulated CUDA: the arithmetic of core/views.h");
 }
