@@ -16,6 +16,8 @@ GRAPH_BELOW_S = 20e-6
 ROUND_S = 1e-3  # device time of a round: events resolve about half a microsecond
 MOST_S = 1.0  # device time of all rounds
 CALLS, ROUNDS = (1, 1000), (10, 200)  # least and most
+PROBE_S, PROBE_CALLS = 0.05, (3, 20)  # of the probe: seconds, and calls, least and most
+CYCLES_A_S = 2e9  # a GPU's clock is hardly faster
 
 
 class DeviceClock:
@@ -60,7 +62,7 @@ def plan(call: Callable[[], Any], graph: bool | None, least_calls: int = 1) -> P
 
     ``least_calls``: calls a round must hold, so that a rotation of inputs is gone through.
     A call that waits for the device cannot be captured; torch raises, and the benchmark must say
-    ``graph=False`` (the row then names the method).
+    ``graph=False`` (the row names the method).
     """
     host_s, device_s = _probe(call)
     calls = max(_within(ROUND_S / device_s, CALLS), least_calls)
@@ -79,18 +81,33 @@ def _within(value: float, limits: tuple[int, int]) -> int:
     return min(max(math.ceil(value), limits[0]), limits[1])
 
 
-def _probe(call: Callable[[], Any], calls: int = 20) -> tuple[float, float]:
-    """Seconds a call: of the host that launches it, and on the device's clock."""
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+def _probe(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds a call: of the host that launches it, and of the device that runs it.
+
+    The device's are read while the calls queue behind a wait: else a call that is launched more
+    slowly than it runs would seem as long as its launch.
+    """
+
+    def launch(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return time.perf_counter() - start
+
     torch.cuda.synchronize()
     start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    calls = _within(PROBE_S / max(time.perf_counter() - start, 1e-9), PROBE_CALLS)
+    host_s = launch(calls)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(int(min(2 * host_s, PROBE_S) * CYCLES_A_S))
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     began.record()
-    for _ in range(calls):
-        call()
+    launch(calls)
     ended.record()
-    host_s = (time.perf_counter() - start) / calls
     ended.synchronize()
-    return host_s, max(began.elapsed_time(ended) / 1e3 / calls, 1e-7)
+    return host_s / calls, max(began.elapsed_time(ended) / 1e3 / calls, 1e-7)
 
 
 def _captured(call: Callable[[], Any], calls: int) -> Callable[[], None]:
@@ -101,7 +118,11 @@ def _captured(call: Callable[[], Any], calls: int) -> Callable[[], None]:
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            call()
+    try:
+        with torch.cuda.graph(graph):
+            for _ in range(calls):
+                call()
+    except RuntimeError as error:
+        error.add_note("If the call waits for the device, time it with graph=False.")
+        raise
     return graph.replay

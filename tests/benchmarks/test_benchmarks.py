@@ -33,7 +33,40 @@ TINY = dedent("""
     def test_extra(timed):
         timed(lambda: None, what="nothing", group="extra", rounds=1)
 """)
+PLAYED = dedent("""
+    import pytest
+    import timing
+    import torch
+    from test_device_clock import play
+
+    @pytest.fixture
+    def played(monkeypatch):
+        monkeypatch.setitem(timing._copy_rates, ("cuda", 1), 1e12)
+        return play(monkeypatch)
+
+    @pytest.fixture
+    def device(played):
+        return "cuda"
+
+    @pytest.mark.parametrize("call_s", [5e-6, 50e-6])
+    def test_verb(timed, played, call_s):
+        seen = []
+
+        def call(x):
+            played.launch(call_s, host_s=90e-6)
+            seen.append(int(x[0]))
+
+        timed(
+            call,
+            what=f"{call_s * 1e6:g} us",
+            group="played",
+            nbytes=1_000_000,
+            inputs=lambda i: (torch.full((2**18,), float(i)),),
+        )
+        assert set(seen) == {0, 1, 2, 3}
+""")
 FILES = {
+    "played": PLAYED,
     "whole": TINY,
     "narrowed": TINY.replace("test_extra", "test_left_out"),
     "one": TINY,
@@ -51,10 +84,11 @@ def ran(tmp_path_factory):
     named = [f"bench_{name}.py" + ("::test_sum" if name == "one" else "") for name in FILES]
     command = [sys.executable, "-m", "pytest", "-c", FOLDER / "pytest.ini", "-p", "conftest"]
     options = ["--benchmark-max-time=0.01", "-k", "not left_out", "-p", "no:cacheprovider"]
+    path = [FOLDER, record.ROOT, Path(__file__).parent]
     done = subprocess.run(
         [*command, *options, f"--rootdir={folder}", "--results", folder / "results", *named],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(FOLDER), str(record.ROOT)])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))},
         capture_output=True,
         text=True,
     )
@@ -79,9 +113,20 @@ def test_a_run_leaves_its_result(ran):
     assert "MISSED sum: ours: min_us = " in said
 
 
+def test_a_device_keeps_the_time_on_cuda(ran):
+    """With a played device: pytest-benchmark reads its clock, inputs rotate past three times L2."""
+    short, long = json.loads(next(ran[1].rglob("played.json")).read_text())["rows"]
+    assert short["method"].startswith("CUDA graph")
+    assert long["method"].startswith("CUDA events")
+    assert (short["median_us"], long["median_us"]) == pytest.approx((5, 90), rel=0.05)
+    assert short["host_us"] == pytest.approx(90)
+    assert (short["rotated_mib"], short["share_of_copy"]) == pytest.approx((4, 0.2), rel=0.01)
+
+
 def test_a_missed_target_fails_nothing(ran):
-    # ten sums, three extras; the wrong answer fails one, the misspelt target is an error of its own
-    assert "1 failed, 12 passed, 1 deselected, 1 error" in ran[0]
+    # ten sums, three extras, two played; the wrong answer fails one, the misspelt target is an
+    # error of its own
+    assert "1 failed, 14 passed, 1 deselected, 1 error" in ran[0]
 
 
 @pytest.mark.parametrize(
