@@ -48,18 +48,28 @@ struct Taps {
   int32_t end(int32_t i) const { return first[i] + count[i]; }
 
   void follow(const Axis& axis) {
+    const float steepness = 1 / axis.reach;
     for (int32_t i = 0; i < axis.out; ++i) {
       const float centre = axis.centre(i);
-      int32_t from = axis.first(centre), to = axis.last(centre);
-      while (from < to - 1 && axis.weight(centre, from) == 0) ++from;
-      while (from < to - 1 && axis.weight(centre, to - 1) == 0) --to;
-      to = smaller(to, from + most);
+      int32_t from = axis.first(centre);
+      int32_t seen = smaller(axis.last(centre) - from, most);
+      const auto weight = [&](int32_t k) {
+        const float away = static_cast<float>(from + k) + 0.5f - centre;
+        const float w = 1.0f - (away < 0 ? -away : away) * steepness;
+        return w > 0 ? w : 0.0f;
+      };
+      while (seen > 1 && weight(0) == 0) {
+        ++from;
+        --seen;
+      }
+      while (seen > 1 && weight(seen - 1) == 0) --seen;
       float* const w = weights + int64_t{i} * most;
       float sum = 0;
-      for (int32_t j = from; j < to; ++j) sum += w[j - from] = axis.weight(centre, j);
-      for (int32_t j = from; j < to; ++j) w[j - from] /= sum;
+      for (int32_t k = 0; k < seen; ++k) sum += w[k] = weight(k);
+      const float share = 1 / sum;
+      for (int32_t k = 0; k < seen; ++k) w[k] *= share;
       first[i] = from;
-      count[i] = to - from;
+      count[i] = seen;
     }
   }
 };
@@ -70,7 +80,18 @@ void weigh(const Pixel* __restrict rows, int64_t pitch, const float* weights, in
            float* __restrict out) {
   float w[taps];
   for (int k = 0; k < taps; ++k) w[k] = weights[k];
-  for (int32_t i = 0; i < n; ++i) {
+  int32_t i = 0;
+#ifdef __AVX2__
+  for (; i + 8 <= n; i += 8) {
+    __m256 sum = more ? load8(out + i) : _mm256_mul_ps(_mm256_set1_ps(w[0]), load8(rows + i));
+    for (int k = more ? 0 : 1; k < taps; ++k) {
+      const __m256 term = _mm256_mul_ps(_mm256_set1_ps(w[k]), load8(rows + k * pitch + i));
+      sum = _mm256_add_ps(sum, term);
+    }
+    _mm256_storeu_ps(out + i, sum);
+  }
+#endif
+  for (; i < n; ++i) {
     float sum = more ? out[i] : w[0] * static_cast<float>(rows[i]);
     for (int k = more ? 0 : 1; k < taps; ++k) sum += w[k] * static_cast<float>(rows[k * pitch + i]);
     out[i] = sum;
@@ -162,9 +183,16 @@ class Resampler {
           reinterpret_cast<const Vector*>(down_ + int64_t{taps.first[i] - low} * kLanes);
       Vector sum[kVectors];
       for (int q = 0; q < kVectors; ++q) sum[q] = weights[0] * from[q];
-      for (int32_t k = 1; k < taps.count[i]; ++k) {
-        from += kVectors;
-        for (int q = 0; q < kVectors; ++q) sum[q] += weights[k] * from[q];
+      const auto add = [&](int32_t k) {
+        for (int q = 0; q < kVectors; ++q) sum[q] += weights[k] * from[k * kVectors + q];
+      };
+      if (taps.count[i] == 2) {  // without a loop where the image is hardly made smaller
+        add(1);
+      } else if (taps.count[i] == 3) {
+        add(1);
+        add(2);
+      } else {
+        for (int32_t k = 1; k < taps.count[i]; ++k) add(k);
       }
       Vector* const column = reinterpret_cast<Vector*>(columns_ + j * kLanes);
       for (int q = 0; q < kVectors; ++q) column[q] = sum[q];
