@@ -1,4 +1,4 @@
-// What stands where a patch is hidden. Internal to kernels.inc.
+// What stands where a patch is hidden. Internal to kernels_body.h.
 #pragma once
 
 #include "cpu/noise.h"

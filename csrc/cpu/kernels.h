@@ -1,4 +1,4 @@
-// The kernels of patch_gather.h, compiled once for each instruction set from kernels.inc.
+// The kernels of patch_gather.h, compiled once for each instruction set from kernels_body.h.
 #pragma once
 
 #include <cstddef>

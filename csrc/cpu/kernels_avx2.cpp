@@ -1,2 +1,2 @@
 #define SPCXR_ISA avx2
-#include "cpu/kernels.inc"
+#include "cpu/kernels_body.h"

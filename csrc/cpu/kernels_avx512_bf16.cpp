@@ -1,2 +1,2 @@
 #define SPCXR_ISA avx512_bf16
-#include "cpu/kernels.inc"
+#include "cpu/kernels_body.h"

@@ -1,2 +1,2 @@
 #define SPCXR_ISA portable
-#include "cpu/kernels.inc"
+#include "cpu/kernels_body.h"

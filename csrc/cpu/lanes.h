@@ -1,4 +1,4 @@
-// Numbers of tokens and rows of them, for kernels.inc alone: all is internal to one object file.
+// Numbers of tokens and rows of them, for kernels_body.h alone: all is internal to one object file.
 #pragma once
 
 #include <cstring>

@@ -1,4 +1,4 @@
-// Noise of many blocks of a stream at a time. Internal to kernels.inc.
+// Noise of many blocks of a stream at a time. Internal to kernels_body.h.
 #pragma once
 
 #include "cpu/resample.h"

@@ -1,5 +1,5 @@
 // One image's patches, clean: cut out of the pixels where the view is the image itself, resampled
-// otherwise. Internal to kernels.inc.
+// otherwise. Internal to kernels_body.h.
 #pragma once
 
 #include "cpu/resample.h"

@@ -1,6 +1,6 @@
 // One image's box, resampled into strips: a patch's values [C][P][P], one after the other. Rows are
 // weighted first, along the source's columns; then columns, for kLanes rows of the view at a time,
-// which lie side by side for that. Internal to kernels.inc.
+// which lie side by side for that. Internal to kernels_body.h.
 #pragma once
 
 #include "cpu/lanes.h"

@@ -2,6 +2,7 @@
 // once for each instruction set (SPCXR_CPU_ISA); 77 when this CPU lacks it. `test_patch_gather CALLS
 // digest` prints a digest of all outputs: that of portable must be everyone's.
 #include <string>
+#include <thread>
 
 #include "core/patch_checks.h"
 #include "patch_calls.h"
@@ -64,6 +65,19 @@ void check_masked(const Call& call) {
       for (int32_t e = 0; e < v.row_length(); ++e, ++i) {
         expect(truth(call, b, n, e), tokens.as<void>(), call.type, i);
       }
+}
+
+// Two threads share out the images, each in its own scratch.
+void check_threads(const Call& call) {
+  const Views& v = call.v;
+  const size_t bytes = size_t(v.count * v.patches() * v.row_length()) * bytes_of(call.type);
+  const Memory one(bytes), two(bytes);
+  masked_patch_gather_cpu(v, call.f, 0, v.count, one.as<void>(), call.type);
+  std::thread other(
+      [&] { masked_patch_gather_cpu(v, call.f, 0, 1, two.as<void>(), call.type); });
+  masked_patch_gather_cpu(v, call.f, 1, v.count, two.as<void>(), call.type);
+  other.join();
+  CHECK(std::memcmp(one.as<void>(), two.as<void>(), bytes) == 0);
 }
 
 void check_visible(const Call& call, Dice& dice) {
@@ -217,6 +231,7 @@ int main(int argc, char** argv) {
     CHECK(refuse_fill(call.v, call.f) == nullptr);
     if (dice.below(9) == 0) call.f.mask = nullptr;
     check_masked(call);
+    if (g_call % 10 == 0) check_threads(call);
     check_visible(call, dice);
     check_loss(call, dice);
   }

@@ -181,7 +181,7 @@ void visible_patch_gather(const Views& v, const bool* mask, const int32_t* cu_se
 }  // namespace SPCXR_ISA
 }  // namespace spcxr
 
-#include "cpu/loss.inc"
+#include "cpu/loss.h"
 
 namespace spcxr {
 namespace SPCXR_ISA {
