@@ -156,6 +156,8 @@ spcxr::Views views_of(const Tensor& pixels, const MaybeTensor& boxes, const Mayb
                            data<float>(scale),
                            data<float>(shift)};
   check(spcxr::refuse_sizes(views));
+  STD_TORCH_CHECK(spcxr::cpu_isa() != nullptr,
+                  "SPCXR_CPU_ISA names an instruction set that this CPU or build does not have");
   if (!pixels.is_cuda()) check(spcxr::refuse_boxes(views));  // a GPU's kernels stay inside anyway
   return views;
 }
