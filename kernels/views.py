@@ -61,12 +61,15 @@ def bytes_of(flags: torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def place_of(element, v):
-    """(channel, row, column) in its view of element ``n * C*P*P + e``."""
-    length: tl.constexpr = v.channels * v.patch * v.patch
-    n, e = element // length, element % length
-    channel = e // (v.patch * v.patch)
-    row = n // v.grid_w * v.patch + e // v.patch % v.patch
-    column = n % v.grid_w * v.patch + e % v.patch
+    """(channel, row, column) in its view of element ``n * C*P*P + e``.
+
+    Divisions are of ``element`` itself: of a remainder Triton does not see that neighbours stay
+    neighbours, and loads a byte at a time.
+    """
+    n = element // (v.channels * v.patch * v.patch)
+    channel = element // (v.patch * v.patch) % v.channels
+    row = n // v.grid_w * v.patch + element // v.patch % v.patch
+    column = n % v.grid_w * v.patch + element % v.patch
     return channel, row, column
 
 
