@@ -17,8 +17,9 @@ NOISE_STREAM = 3  # STREAMS["noise"]; the view's number stands 8 bits higher
 # FillKind of csrc/core/views.h
 NOISE, ZEROS, OTHER, SHUFFLE = (tl.constexpr(kind) for kind in range(4))
 BLOCK = 1024
-# Every float is rounded by itself; the assertions stay, sums of words may wrap.
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "sanitize_overflow": False}
+# Every float is rounded by itself. With debug on, Triton asserts that no sum overflows; the
+# generator's words do, on purpose.
+EXACT = {"enable_fp_fusion": False, "sanitize_overflow": False}
 
 
 class Fill(NamedTuple):
@@ -157,16 +158,15 @@ def masked_patch_gather(
         unit = tl.constexpr(size[0] // mask.shape[1])
         lists = (t.contiguous() for t in (kind, partner, blocks, sources))
         stream = NOISE_STREAM | view << 8
-        fill = Fill(
-            bytes_of(mask), unit, *lists, blocks.shape[1], image_ids.contiguous(), stream
-        )
+        fill = Fill(bytes_of(mask), unit, *lists, blocks.shape[1], image_ids.contiguous(), stream)
     patches = (size[0] // patch) * (size[1] // patch)
     tokens = pixels.new_empty((count, patches, channels * patch * patch), dtype=dtype)
-    chunks = triton.cdiv(tokens[0].numel(), BLOCK) if count else 0
     if count:
+        key, chunks = key_words(seed, epoch), triton.cdiv(tokens[0].numel(), BLOCK)
         with torch.cuda.device_of(pixels):  # Triton launches on the current device
-            key = key_words(seed, epoch)
-            gather_kernel[(count * chunks,)](tokens, v, fill, count, *key, BLOCK, **OPTIONS)
+            gather_kernel[(count * chunks,)](
+                tokens, v, fill, count, *key, BLOCK, num_warps=8, **EXACT
+            )
     return tokens
 
 
@@ -198,5 +198,6 @@ def visible_patch_gather(
             list_kernel[(count,)](bytes_of(mask), starts, images, ids, rows, patches, tall)
         if rows:
             programs = rows * triton.cdiv(length, block)
-            visible_kernel[(programs,)](tokens, v, images, ids, block, **OPTIONS)
+            warps = max(block // 256, 1)
+            visible_kernel[(programs,)](tokens, v, images, ids, block, num_warps=warps, **EXACT)
     return tokens, ids, starts
