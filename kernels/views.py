@@ -77,7 +77,8 @@ def place_of(element, v):
 def _axis(boxes, image, first: tl.constexpr, source, out: tl.constexpr):
     """(start, step, reach) of an axis; ``first`` is 0 for rows, 1 for columns."""
     if boxes is None:
-        start, extent = 0.0, source.to(tl.float32)
+        # Not source.to(): a size of 1 is compiled in, and is no tensor then.
+        start, extent = 0.0, tl.full((), 0.0, tl.float32) + source
     else:
         start = tl.load(boxes + image * 4 + first)
         extent = tl.load(boxes + image * 4 + first + 2)

@@ -58,6 +58,13 @@ for pixel_type, dtype, seen in (
     predicted = torch.zeros(count, rows, patch * patch, dtype=dtype)
     masked_reconstruction_loss(predicted, *words, fine, True, True, True)
     masked_reconstruction_loss(predicted, *words, coarse, False, False, False)
+# Triton compiles an argument of 1 in: it is another kernel then.
+one, dot = torch.arange(1), torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
+words = (dot, None, turn[:1], halves[:1], halves[:1], [2, 2], 1)
+masked_patch_gather(*words, fine[:1, :2, :2], one.int(), one, torch.zeros(1, 1, 4).int(),
+                    torch.zeros(1, 1, 2).int(), one, 1, 1, 0, torch.float32)
+visible_patch_gather(*words, fine[:1, :2, :2], 1, torch.float32)
+masked_reconstruction_loss(torch.zeros(1, 4, 1), *words, fine[:1, :2, :2], True, True, True)
 
 def told(option, cubin):
     tool = triton.knobs.nvidia.cuobjdump.path
