@@ -7,26 +7,15 @@ import torch
 import triton
 import triton.language as tl
 
+from spcxr.kernels.philox import MAX_IMAGE_ID, key_words, stream_words
+
 GROUPS_STREAM = tl.constexpr(1)  # STREAMS["groups"]
-MAX_IMAGE_ID = tl.constexpr(2**48)
 NUM_WARPS = 4
 # A cell is counted by the thread that covers it: as many lanes as threads, so that no cell of a
 # tile belongs to two.
 TILE = tl.constexpr(32 * NUM_WARPS)
-
-
-@triton.jit
-def _philox4x32(c0, c1, c2, c3, k0, k1):
-    """Ten rounds on uint32 scalars."""
-    m0 = tl.full((), 0xD2511F53, tl.uint32)
-    m1 = tl.full((), 0xCD9E8D57, tl.uint32)
-    for _ in tl.static_range(10):
-        high0, low0 = tl.umulhi(m0, c0), m0 * c0
-        high1, low1 = tl.umulhi(m1, c2), m1 * c2
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0 += tl.full((), 0x9E3779B9, tl.uint32)
-        k1 += tl.full((), 0xBB67AE85, tl.uint32)
-    return c0, c1, c2, c3
+# With debug on, Triton asserts that no sum overflows; the generator's words do, on purpose.
+OPTIONS = {"num_warps": NUM_WARPS, "sanitize_overflow": False}
 
 
 @triton.jit
@@ -96,12 +85,8 @@ def group_mask_kernel(
     tl.device_assert((image_id >= 0) & (image_id < MAX_IMAGE_ID), "image id not in [0, 2**48)")
     blocks += image * (MAX_BLOCKS * 4)
     mask += image * (GRID_H * GRID_W)
-    k0, k1 = k0.to(tl.uint32, bitcast=True), k1.to(tl.uint32, bitcast=True)
-    c1 = epoch.to(tl.uint32, bitcast=True)
-    c2 = (image_id & 0xFFFFFFFF).to(tl.uint32)
-    c3 = ((image_id >> 32) | (GROUPS_STREAM << 16)).to(tl.uint32)
-
-    w0, _w1, _w2, _w3 = _philox4x32(tl.full((), 0, tl.uint32), c1, c2, c3, k0, k1)
+    index = tl.full((), 0, tl.uint32)
+    w0, _w1, _w2, _w3 = stream_words(index, image_id, GROUPS_STREAM, k0, k1, epoch)
     goal = tl.full((), TARGET_LOW, tl.uint32) + _below(w0, TARGET_SPAN)
     target = ((goal + 127) >> 7).to(tl.int32)
     CORNER_H: tl.constexpr = GRID_H if TORUS or GRID_H == 1 else GRID_H - 1
@@ -109,10 +94,9 @@ def group_mask_kernel(
 
     covered = tl.full((), 0, tl.int32)
     listed = tl.full((), 0, tl.int32)
-    index = tl.full((), 1, tl.uint32)
     while (covered < target) & (listed + 4 <= MAX_BLOCKS):
-        w0, w1, w2, w3 = _philox4x32(index, c1, c2, c3, k0, k1)
         index += 1
+        w0, w1, w2, w3 = stream_words(index, image_id, GROUPS_STREAM, k0, k1, epoch)
         top, left = _below(w0, CORNER_H).to(tl.int32), _below(w1, CORNER_W).to(tl.int32)
         height = _side(w2, H_LOW, H_SPAN, GRID_H)
         width = _side(w3, W_LOW, W_SPAN, GRID_W)
@@ -124,11 +108,6 @@ def group_mask_kernel(
         listed = _list(blocks, listed, top, 0, inner_h, width - inner_w)
         listed = _list(blocks, listed, 0, left, height - inner_h, inner_w)
         listed = _list(blocks, listed, 0, 0, height - inner_h, width - inner_w)
-
-
-def _signed(word: int) -> int:
-    """The int32 with the bits of an unsigned word: Triton types an int by its value."""
-    return word - 2**32 if word >= 2**31 else word
 
 
 def group_mask(
@@ -146,10 +125,9 @@ def group_mask(
     blocks = image_ids.new_zeros((count, max_blocks, 4), dtype=torch.int32)
     mask = image_ids.new_zeros((count, *grid), dtype=torch.int8)
     if count:
-        key = (_signed(seed & 0xFFFFFFFF), _signed(seed >> 32), _signed(epoch))
         law = (*grid, *target, *sides, torus, max_blocks)
         with torch.cuda.device_of(image_ids):  # Triton launches on the current device
             group_mask_kernel[(count,)](
-                image_ids.contiguous(), blocks, mask, *key, *law, num_warps=NUM_WARPS
+                image_ids.contiguous(), blocks, mask, *key_words(seed, epoch), *law, **OPTIONS
             )
     return blocks, mask.view(torch.bool)
