@@ -6,7 +6,6 @@ The integer arithmetic is that of ``csrc/core/group_mask.h``; the result is the 
 import torch
 import triton
 import triton.language as tl
-
 from spcxr.kernels.philox import MAX_IMAGE_ID, key_words, stream_words
 
 GROUPS_STREAM = tl.constexpr(1)  # STREAMS["groups"]

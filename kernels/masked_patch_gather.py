@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-
 from spcxr.kernels.philox import MAX_IMAGE_ID, key_words, normal4
 from spcxr.kernels.views import bytes_of, is_hidden, place_of, view_values, views_of
 

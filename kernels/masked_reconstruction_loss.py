@@ -7,7 +7,6 @@ bits in every run.
 import torch
 import triton
 import triton.language as tl
-
 from spcxr.kernels.views import bytes_of, is_hidden, place_of, view_values, views_of
 
 PATCH_VARIANCE_FLOOR = tl.constexpr(1e-6)  # kPatchVarianceFloor of csrc/core/views.h

@@ -1,7 +1,7 @@
 """The one random generator: Philox4x32-10 (Salmon et al., SC'11), counter-based.
 
 A number depends on (seed, epoch, image id, stream, index) alone: not on the batch, its order, the
-device, the worker or the world size. ``csrc/core/philox.h`` and ``kernels/group_mask.py`` hold the
+device, the worker or the world size. ``csrc/core/philox.h`` and ``kernels/philox.py`` hold the
 same layout, and tests hold all three to the same words::
 
     key     = (seed low 32 bits, seed high 32 bits)
