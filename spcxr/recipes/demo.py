@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -183,14 +183,19 @@ def task_settings(
         # So short a pretraining leaves the lower blocks much to learn: .8 instead of .55.
         layer_decay=0.8 if pretrained else None,
         epochs=config.classify_epochs if task == "classify" else config.segment_epochs,
-        # Moving an opacity about asks for more steps than these.
-        crop_scale=(1.0, 1.0) if task == "classify" else (0.7, 1.0),
-        rotation_deg=0.0 if task == "classify" else 7.0,
-        drop_path=0.0 if task == "classify" else 0.1,
         seed=config.seed,
         device=config.device,
         precision=config.precision,
     )
     if task == "classify":
-        return classify.ClassifyConfig(**to_dict(shared))
+        # Moving an opacity about, or its grey, asks for more steps than a demo has.
+        still = replace(
+            shared,
+            crop_scale=(1.0, 1.0),
+            rotation_deg=0.0,
+            brightness=0.0,
+            contrast=0.0,
+            drop_path=0.0,
+        )
+        return classify.ClassifyConfig(**to_dict(still))
     return segment.SegmentConfig(**to_dict(shared), base_channels=8)

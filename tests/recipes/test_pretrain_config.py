@@ -5,8 +5,8 @@ import pytest
 from spcxr.config import ConfigError
 from spcxr.errors import SpcxrError
 from spcxr.recipes.finetune import rows_of
-from spcxr.recipes.pretrain import choose_rows
 from spcxr.recipes.pretrain_config import PretrainConfig
+from spcxr.recipes.pretrain_start import choose_rows
 
 
 @pytest.mark.parametrize(
