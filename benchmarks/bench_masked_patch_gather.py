@@ -209,7 +209,7 @@ def test_share_of_a_step(timed, require_backend):
         loss.backward()
         take_step(optimizer, loss, clip=3.0)
         seconds["all"] += time.perf_counter() - began
-        return float(loss)
+        return loss.item()
 
     losses = [step(0), step(1)]  # the warm-up
     assert all(0 < loss < 10 for loss in losses)
