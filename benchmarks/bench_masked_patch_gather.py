@@ -9,12 +9,12 @@ flipped, against crop, `F.interpolate(antialias=True)` and flip image by image. 
 one pretraining step (ViT-S/16, 16 images, all threads) that drawing, cropping and corrupting take.
 """
 
-import os
 import time
 
 import pytest
 import torch
 import torch.nn.functional as F
+from record import CORES
 
 from spcxr.models.vit import build_vit
 from spcxr.objectives.corruption import Corruption, sample_crops, sample_fill
@@ -25,7 +25,6 @@ from spcxr.ops.views import Views, whole_views
 from spcxr.train.optim import build_adamw, set_rates, take_step
 
 IMAGES, PATCH, KEPT = 256, 16, 98
-CORES = len(os.sched_getaffinity(0))
 SCALE, SHIFT = 1 / (255 * 0.25), -2.0
 HALF = torch.bfloat16
 COMPILED = ["eager", "torch.compile"]

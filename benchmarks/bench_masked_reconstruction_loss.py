@@ -8,10 +8,9 @@ the clean views at hand for nothing. One thread, and all of them. Peak memory is
 allocates beyond its inputs, predictions and clean views included in those.
 """
 
-import os
-
 import pytest
 import torch
+from record import CORES
 
 from spcxr.objectives.corruption import Corruption, sample_crops, sample_fill
 from spcxr.ops.masked_reconstruction_loss import masked_reconstruction_loss
@@ -19,7 +18,6 @@ from spcxr.ops.patches import patchify
 from spcxr.ops.views import Views, clean_images, whole_views
 
 IMAGES, PATCH, SIDE = 64, 16, 224
-CORES = len(os.sched_getaffinity(0))
 cases = pytest.mark.parametrize("case", ["whole", "cropped"])
 threads = pytest.mark.parametrize("threads", sorted({1, CORES}), indirect=True)
 

@@ -130,28 +130,15 @@ def visible_kernel(tokens, v, images, ids, BLOCK: tl.constexpr):
     tl.store(place, value.to(tokens.dtype.element_ty), mask=inside)
 
 
-def masked_patch_gather(
-    pixels: torch.Tensor,
-    boxes: torch.Tensor | None,
-    flip: torch.Tensor | None,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    size: list[int],
-    patch: int,
-    mask: torch.Tensor | None,
-    kind: torch.Tensor | None,
-    partner: torch.Tensor | None,
-    blocks: torch.Tensor | None,
-    sources: torch.Tensor | None,
-    image_ids: torch.Tensor | None,
-    seed: int,
-    epoch: int,
-    view: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """``torch.ops.spcxr.masked_patch_gather`` in Triton; no mask: the clean views."""
+def masked_patch_gather(*words: Any) -> torch.Tensor:
+    """``torch.ops.spcxr.masked_patch_gather`` in Triton; no mask: the clean views.
+
+    ``words`` are the op's arguments: those of `views_of`, the fill's, the dtype.
+    """
+    pixels, size, patch = words[0], words[5], words[6]
+    mask, kind, partner, blocks, sources, image_ids, seed, epoch, view, dtype = words[7:]
     count, channels = pixels.shape[:2]
-    v = views_of(pixels, boxes, flip, scale, shift, size, patch)
+    v = views_of(*words[:7])
     fill = None
     if mask is not None:
         unit = tl.constexpr(size[0] // mask.shape[1])
@@ -169,19 +156,12 @@ def masked_patch_gather(
     return tokens
 
 
-def visible_patch_gather(
-    pixels: torch.Tensor,
-    boxes: torch.Tensor | None,
-    flip: torch.Tensor | None,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    size: list[int],
-    patch: int,
-    mask: torch.Tensor,
-    rows: int,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``torch.ops.spcxr.visible_patch_gather`` in Triton. No GPU is waited for."""
+def visible_patch_gather(*words: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``torch.ops.spcxr.visible_patch_gather`` in Triton. No GPU is waited for.
+
+    ``words`` are the op's arguments: those of `views_of`, mask, rows, dtype.
+    """
+    pixels, patch, (mask, rows, dtype) = words[0], words[6], words[7:]
     count, length = len(pixels), pixels.shape[1] * patch * patch
     starts = pixels.new_zeros((count + 1,), dtype=torch.int32)
     starts[1:] = (~mask).flatten(1).sum(1).cumsum(0)
@@ -189,7 +169,7 @@ def visible_patch_gather(
     images = pixels.new_full((rows,), -1, dtype=torch.int32)
     ids = torch.full_like(images, -1)
     patches = mask.shape[1] * mask.shape[2]
-    v = views_of(pixels, boxes, flip, scale, shift, size, patch)
+    v = views_of(*words[:7])
     block = min(triton.next_power_of_2(length), BLOCK)
     with torch.cuda.device_of(pixels):
         if count and rows:

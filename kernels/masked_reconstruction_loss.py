@@ -4,6 +4,8 @@ Each patch leaves one partial sum; a second kernel adds them in a fixed order: n
 bits in every run.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -117,26 +119,21 @@ def sum_kernel(loss, partial, count, hidden_cells, ELEMENTS: tl.constexpr, BLOCK
 
 
 def masked_reconstruction_loss(
-    predicted: torch.Tensor,
-    pixels: torch.Tensor,
-    boxes: torch.Tensor | None,
-    flip: torch.Tensor | None,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    size: list[int],
-    patch: int,
-    mask: torch.Tensor,
-    squared: bool,
-    normalise_patches: bool,
-    needs_gradient: bool,
+    predicted: torch.Tensor, *words: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``torch.ops.spcxr.masked_reconstruction_loss`` in Triton."""
+    """``torch.ops.spcxr.masked_reconstruction_loss`` in Triton.
+
+    ``words`` are the op's further arguments: those of `views_of`, mask, squared,
+    normalise_patches, needs_gradient.
+    """
+    pixels, size = words[0], words[5]
+    mask, squared, normalise_patches, needs_gradient = words[7:]
     predicted = predicted.contiguous()
     loss = predicted.new_zeros((), dtype=torch.float32)
     gradient = torch.empty_like(predicted) if needs_gradient else None
     count, length = predicted.shape[0] * predicted.shape[1], predicted.shape[2]
     if count:
-        v = views_of(pixels, boxes, flip, scale, shift, size, patch)
+        v = views_of(*words[:7])
         unit = size[0] // mask.shape[1]
         partial = predicted.new_empty((count,), dtype=torch.float32)
         hidden_cells = mask.sum()

@@ -129,9 +129,7 @@ def network_input(
     """
     images = torch.as_tensor(pixels).to(device)[:, None]
     white = float(torch.iinfo(images.dtype).max)
-    whole = torch.tensor([0.0, 0.0, *map(float, images.shape[2:])]).expand(len(images), 4)
-    keep = torch.zeros(len(images), dtype=torch.bool)
-    grey = crop_resize(images, whole, keep, size)
+    grey = crop_resize(images, None, None, size)
     return (grey / white - normalisation.mean) / normalisation.std
 
 

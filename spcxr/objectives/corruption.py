@@ -166,12 +166,12 @@ def sample_fill(
     unit = patch_px if law.align_patches else 1
     grid = patch_grid(size[0], size[1], unit)
     mask = torch.zeros(len(image_ids), *grid, dtype=torch.bool)
-    found: list[tuple[Tensor, Tensor]] = []
+    mask_seed, found = fold_in(seed, view), []
     for alien, most in ((False, law.mask_ratio), (True, law.alien_ratio)):
         rows = (pasted == alien).nonzero()[:, 0]
         blocks, mask[rows] = group_mask(
             image_ids[rows],
-            seed=fold_in(seed, view),
+            seed=mask_seed,
             epoch=epoch,
             grid=grid,
             ratio=(min(0.5, most), most),

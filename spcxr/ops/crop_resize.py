@@ -14,7 +14,9 @@ from spcxr.errors import SpcxrError
 PIXEL_TYPES = (torch.uint8, torch.uint16, torch.float32)
 
 
-def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int]) -> Tensor:
+def crop_resize(
+    images: Tensor, boxes: Tensor | None, flip: Tensor | None, size: tuple[int, int]
+) -> Tensor:
     """Resample one box of each image to ``size``; mirror it left-right where ``flip``.
 
     Equals Pillow's ``resize(size, BILINEAR, box=...)`` up to Pillow's rounding to whole grey
@@ -27,9 +29,10 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, in
         ``[B, C, H, W]`` uint8, uint16 or float32.
     boxes
         ``[B, 4]`` float: top, left, height, width in source pixels, inside the image.
-        Boxes are checked on the device they are on: CPU boxes spare a GPU the wait.
+        Boxes are checked on the device they are on: CPU boxes spare a GPU the wait. None: the
+        whole image.
     flip
-        ``[B]`` bool.
+        ``[B]`` bool. None: none.
     size
         (height, width) of the result in pixels.
 
@@ -47,6 +50,10 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, in
     >>> crop_resize(images, box, no, (2, 2))
     tensor([[[[ 3.5714,  5.1429], [ 9.8571, 11.4286]]]])
     """
+    if boxes is None:
+        boxes = torch.tensor([[0.0, 0.0, *images.shape[2:]]]).expand(len(images), 4)
+    if flip is None:
+        flip = torch.zeros(len(images), dtype=torch.bool)
     _check(images, boxes, flip, size)
     height, width = images.shape[2:]
     boxes = boxes.to(images.device, torch.float32)

@@ -172,8 +172,8 @@ def values_seen(device: torch.device) -> bool:
     return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def check_mask(views: Views, mask: Tensor, *, patches_only: bool = False) -> int:
-    """The side of a cell of the mask in pixels: 1, or the patch's.
+def check_mask(views: Views, mask: Tensor, *, patches_only: bool = False) -> None:
+    """Refuse a mask that is neither one of patches nor one of pixels.
 
     Raises
     ------
@@ -181,14 +181,11 @@ def check_mask(views: Views, mask: Tensor, *, patches_only: bool = False) -> int
         a mask of another grid, dtype or device.
     """
     batch, device = views.pixels.shape[0], views.pixels.device
-    fine = mask.dtype == torch.bool and mask.device == device
-    if fine and mask.shape == (batch, *views.grid):
-        return views.patch_px
-    if fine and mask.shape == (batch, *views.size) and not patches_only:
-        return 1
-    wanted = f"[{batch}, {views.grid[0]}, {views.grid[1]}]"
-    if not patches_only:
-        wanted += f" or [{batch}, {views.size[0]}, {views.size[1]}]"
+    grids = [views.grid] if patches_only else [views.grid, views.size]
+    fits = any(tuple(mask.shape) == (batch, *grid) for grid in grids)
+    if fits and mask.dtype == torch.bool and mask.device == device:
+        return
+    wanted = " or ".join(f"[{batch}, {grid[0]}, {grid[1]}]" for grid in grids)
     raise SpcxrError(
         f"the mask is {tuple(mask.shape)} {mask.dtype} on {mask.device}; "
         f"give {wanted} bool on {device}"
@@ -258,16 +255,10 @@ def clean_images(views: Views) -> Tensor:
     >>> clean_images(whole_views(images, patch_px=2, scale=1 / 255)).unique()
     tensor([1.])
     """
-    pixels, count = views.pixels, len(views.pixels)
-    if views.boxes is None and views.flip is None and tuple(pixels.shape[2:]) == tuple(views.size):
+    pixels, boxes, flip = views[:3]
+    if boxes is None and flip is None and tuple(pixels.shape[2:]) == tuple(views.size):
         grey = pixels.float()
     else:
-        boxes, flip = views.boxes, views.flip
-        if boxes is None:
-            whole = torch.tensor([0.0, 0.0, *pixels.shape[2:]], device=pixels.device)
-            boxes = whole.expand(count, 4)
-        if flip is None:
-            flip = torch.zeros(count, dtype=torch.bool, device=pixels.device)
         grey = crop_resize(pixels, boxes, flip, views.size)
     return grey * views.scale[:, None, None, None] + views.shift[:, None, None, None]
 
