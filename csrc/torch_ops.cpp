@@ -1,30 +1,23 @@
 // Table of contents: every schema of torch.ops.spcxr.* (LibTorch stable ABI, no Python C API).
 // Fakes and autograd are registered in Python (spcxr/ops).
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
-#include <optional>
 #include <tuple>
 #include <vector>
 
 #include "core/group_mask.h"
 #include "core/patch_checks.h"
 #include "core/patch_gather.h"
+#include "torch_calls.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using namespace spcxr;
 
 struct GroupMaskCall {
-  spcxr::Law law;
+  Law law;
   Tensor image_ids, blocks, mask;
 
   int64_t count() const { return image_ids.size(0); }
@@ -51,10 +44,10 @@ GroupMaskCall prepare(const Tensor& image_ids, int64_t seed, int64_t epoch,
     }
   }
   const auto u = [](int64_t value) { return static_cast<uint32_t>(value); };
-  const spcxr::Law law{static_cast<int32_t>(grid[0]), static_cast<int32_t>(grid[1]),
+  const Law law{static_cast<int32_t>(grid[0]), static_cast<int32_t>(grid[1]),
                        u(target[0]), u(target[1]), u(sides[0]), u(sides[1]), u(sides[2]),
                        u(sides[3]), torus, static_cast<int32_t>(max_blocks)};
-  const char* reason = spcxr::refuse(law);
+  const char* reason = refuse(law);
   STD_TORCH_CHECK(reason == nullptr, reason);
   const int64_t count = image_ids.size(0);
   return {law, torch::stable::contiguous(image_ids),
@@ -68,11 +61,11 @@ std::tuple<Tensor, Tensor> group_mask_on_cpu(Tensor image_ids, int64_t seed, int
                                              int64_t max_blocks) {
   const auto call = prepare(image_ids, seed, epoch, grid, target, sides, torus, max_blocks);
   for (int64_t b = 0; b < call.count(); ++b) {
-    STD_TORCH_CHECK(call.ids()[b] >= 0 && call.ids()[b] < spcxr::kMaxImageId,
+    STD_TORCH_CHECK(call.ids()[b] >= 0 && call.ids()[b] < kMaxImageId,
                     "group_mask: image id ", call.ids()[b], " is not in [0, 2**48)");
   }
   const auto some = [&](int64_t begin, int64_t end) {
-    spcxr::group_mask_cpu(call.ids() + begin, end - begin, seed, epoch, call.law, call.block(begin),
+    group_mask_cpu(call.ids() + begin, end - begin, seed, epoch, call.law, call.block(begin),
                           call.cell(begin));
   };
   torch::stable::parallel_for(0, call.count(), 16, some);
@@ -81,54 +74,14 @@ std::tuple<Tensor, Tensor> group_mask_on_cpu(Tensor image_ids, int64_t seed, int
 
 // --- views ----------------------------------------------------------------------------------
 
-using MaybeTensor = std::optional<Tensor>;
-
-void check(const char* reason) { STD_TORCH_CHECK(reason == nullptr, reason); }
-
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.data_ptr());
-}
-
-template <typename T>
-const T* data(const MaybeTensor& t) {
-  return t ? data<T>(*t) : nullptr;
-}
-
-// A tensor of this dtype and shape, contiguous, on the images' device.
-void expect(const Tensor& t, const char* name, ScalarType type, const std::vector<int64_t>& shape,
-            const Tensor& pixels) {
-  bool fits = t.scalar_type() == type && t.dim() == static_cast<int64_t>(shape.size()) &&
-              t.get_device() == pixels.get_device() && t.is_cuda() == pixels.is_cuda();
-  for (size_t i = 0; fits && i < shape.size(); ++i) {
-    fits = t.size(static_cast<int64_t>(i)) == shape[i];
-  }
-  STD_TORCH_CHECK(fits, name, ": another dtype, shape or device than the images ask for");
-  STD_TORCH_CHECK(t.is_contiguous(), name, ": give a contiguous tensor");
-}
-
-spcxr::PixelType pixel_type(ScalarType type) {
-  if (type == ScalarType::Byte) return spcxr::PixelType::kUInt8;
-  if (type == ScalarType::UInt16) return spcxr::PixelType::kUInt16;
+PixelType pixel_type(ScalarType type) {
+  if (type == ScalarType::Byte) return PixelType::kUInt8;
+  if (type == ScalarType::UInt16) return PixelType::kUInt16;
   STD_TORCH_CHECK(type == ScalarType::Float, "images: give uint8, uint16 or float32");
-  return spcxr::PixelType::kFloat32;
+  return PixelType::kFloat32;
 }
 
-spcxr::TokenType token_type(ScalarType type) {
-  if (type == ScalarType::Float) return spcxr::TokenType::kFloat32;
-  if (type == ScalarType::BFloat16) return spcxr::TokenType::kBFloat16;
-  STD_TORCH_CHECK(type == ScalarType::Half, "tokens: give float32, bfloat16 or float16");
-  return spcxr::TokenType::kFloat16;
-}
-
-int64_t element_size(ScalarType type) { return type == ScalarType::Float ? 4 : 2; }
-
-int32_t int32_of(int64_t value) {
-  STD_TORCH_CHECK(value >= 0 && value <= INT32_MAX, "views: ", value, " is no size");
-  return static_cast<int32_t>(value);
-}
-
-spcxr::Views views_of(const Tensor& pixels, const MaybeTensor& boxes, const MaybeTensor& flip,
+Views views_of(const Tensor& pixels, const MaybeTensor& boxes, const MaybeTensor& flip,
                       const Tensor& scale, const Tensor& shift, const std::vector<int64_t>& size,
                       int64_t patch) {
   STD_TORCH_CHECK(pixels.dim() == 4 && size.size() == 2, "images: give [B, C, H, W] and two sides");
@@ -139,7 +92,7 @@ spcxr::Views views_of(const Tensor& pixels, const MaybeTensor& boxes, const Mayb
   if (flip) expect(*flip, "flip", ScalarType::Bool, {count}, pixels);
   STD_TORCH_CHECK(pixels.stride(3) == 1 || pixels.size(3) == 1 || count == 0,
                   "images: the pixels of a row must lie side by side");
-  const spcxr::Views views{pixels.data_ptr(),
+  const Views views{pixels.data_ptr(),
                            pixel_type(pixels.scalar_type()),
                            pixels.stride(0),
                            pixels.stride(1),
@@ -155,18 +108,17 @@ spcxr::Views views_of(const Tensor& pixels, const MaybeTensor& boxes, const Mayb
                            data<bool>(flip),
                            data<float>(scale),
                            data<float>(shift)};
-  check(spcxr::refuse_sizes(views));
-  STD_TORCH_CHECK(spcxr::cpu_isa() != nullptr,
-                  "SPCXR_CPU_ISA names an instruction set that this CPU or build does not have");
-  if (!pixels.is_cuda()) check(spcxr::refuse_boxes(views));  // a GPU's kernels stay inside anyway
+  check(refuse_sizes(views));
+  expect_cpu_isa(cpu_isa());
+  if (!pixels.is_cuda()) check(refuse_boxes(views));  // a GPU's kernels stay inside anyway
   return views;
 }
 
 // The side of a cell of the mask in pixels: 1 or the patch's.
-int32_t unit_of(const spcxr::Views& views, const Tensor& mask, const Tensor& pixels) {
+int32_t unit_of(const Views& views, const Tensor& mask, const Tensor& pixels) {
   STD_TORCH_CHECK(mask.dim() == 3, "mask: give [B, h, w] or [B, Gh, Gw]");
-  const int32_t unit = spcxr::mask_unit(views, mask.size(1), mask.size(2));
-  STD_TORCH_CHECK(unit != 0, spcxr::kMaskRefused);
+  const int32_t unit = mask_unit(views, mask.size(1), mask.size(2));
+  STD_TORCH_CHECK(unit != 0, kMaskRefused);
   expect(mask, "mask", ScalarType::Bool,
          {views.count, views.out_h / unit, views.out_w / unit}, pixels);
   return unit;
@@ -176,9 +128,9 @@ struct FillTensors {
   MaybeTensor mask, kind, partner, blocks, sources, image_ids;
 };
 
-spcxr::Fill fill_of(const spcxr::Views& views, const FillTensors& t, int64_t seed, int64_t epoch,
+Fill fill_of(const Views& views, const FillTensors& t, int64_t seed, int64_t epoch,
                     int64_t view, const Tensor& pixels) {
-  spcxr::Fill fill{};
+  Fill fill{};
   if (!t.mask) return fill;
   STD_TORCH_CHECK(t.kind && t.partner && t.blocks && t.sources && t.image_ids,
                   "masked_patch_gather: a mask needs kind, partner, blocks, sources, image ids");
@@ -190,7 +142,7 @@ spcxr::Fill fill_of(const spcxr::Views& views, const FillTensors& t, int64_t see
   expect(*t.blocks, "blocks", ScalarType::Int, {views.count, blocks, 4}, pixels);
   expect(*t.sources, "sources", ScalarType::Int, {views.count, blocks, 2}, pixels);
   STD_TORCH_CHECK(view >= 0 && view < 256, "view: 0 to 255");
-  fill = spcxr::Fill{data<bool>(t.mask),
+  fill = Fill{data<bool>(t.mask),
                      unit_of(views, *t.mask, pixels),
                      data<int32_t>(t.kind),
                      data<int64_t>(t.partner),
@@ -201,8 +153,8 @@ spcxr::Fill fill_of(const spcxr::Views& views, const FillTensors& t, int64_t see
                      seed,
                      epoch,
                      static_cast<uint32_t>(view)};
-  check(spcxr::refuse_noise(seed, epoch));
-  if (!pixels.is_cuda()) check(spcxr::refuse_fill(views, fill));
+  check(refuse_noise(seed, epoch));
+  if (!pixels.is_cuda()) check(refuse_fill(views, fill));
   return fill;
 }
 
@@ -218,7 +170,7 @@ Tensor masked_patch_gather_on_cpu(Tensor pixels, MaybeTensor boxes, MaybeTensor 
   Tensor tokens = torch::stable::new_empty(
       pixels, {views.count, views.patches(), views.row_length()}, dtype);
   torch::stable::parallel_for(0, views.count, 1, [&](int64_t begin, int64_t end) {
-    spcxr::masked_patch_gather_cpu(views, fill, begin, end, tokens.data_ptr(), type);
+    masked_patch_gather_cpu(views, fill, begin, end, tokens.data_ptr(), type);
   });
   return tokens;
 }
@@ -231,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor> visible_patch_gather_on_cpu(
   const auto type = token_type(dtype);
   Tensor starts = torch::stable::new_empty(pixels, {views.count + 1}, ScalarType::Int);
   const auto* cu_seqlens = data<int32_t>(starts);
-  spcxr::count_visible_cpu(data<bool>(mask), views.count, views.patches(),
+  count_visible_cpu(data<bool>(mask), views.count, views.patches(),
                            static_cast<int32_t*>(starts.data_ptr()));
   const int64_t visible = cu_seqlens[views.count];
   STD_TORCH_CHECK(rows >= visible, "visible_patch_gather: ", visible, " patches are visible, ",
@@ -241,7 +193,7 @@ std::tuple<Tensor, Tensor, Tensor> visible_patch_gather_on_cpu(
   auto* token_bytes = static_cast<char*>(tokens.data_ptr());
   auto* id = static_cast<int32_t*>(ids.data_ptr());
   torch::stable::parallel_for(0, views.count, 1, [&](int64_t begin, int64_t end) {
-    spcxr::visible_patch_gather_cpu(views, data<bool>(mask), cu_seqlens, begin, end, token_bytes,
+    visible_patch_gather_cpu(views, data<bool>(mask), cu_seqlens, begin, end, token_bytes,
                                     type, id);
   });
   const int64_t row_bytes = views.row_length() * element_size(dtype);
@@ -261,14 +213,14 @@ std::tuple<Tensor, Tensor> masked_reconstruction_loss_on_cpu(
   expect(rows, "predictions", predicted.scalar_type(),
          {views.count, views.patches(), views.row_length()}, pixels);
   const int64_t hidden =
-      spcxr::count_hidden_cpu(views, data<bool>(mask), unit, 0, views.count);
-  const spcxr::LossLaw law{squared ? spcxr::Distance::kMSE : spcxr::Distance::kL1,
+      count_hidden_cpu(views, data<bool>(mask), unit, 0, views.count);
+  const LossLaw law{squared ? Distance::kMSE : Distance::kL1,
                            normalise_patches, hidden ? 1.0f / static_cast<float>(hidden) : 0.0f};
   Tensor gradient = needs_gradient ? torch::stable::empty_like(rows)
                                    : torch::stable::new_empty(rows, {0}, rows.scalar_type());
   std::vector<double> sums(static_cast<size_t>(views.count));
   torch::stable::parallel_for(0, views.count, 1, [&](int64_t begin, int64_t end) {
-    spcxr::masked_reconstruction_loss_cpu(views, data<bool>(mask), unit, rows.data_ptr(), type, law,
+    masked_reconstruction_loss_cpu(views, data<bool>(mask), unit, rows.data_ptr(), type, law,
                                           begin, end, sums.data(),
                                           needs_gradient ? gradient.data_ptr() : nullptr);
   });
@@ -307,17 +259,7 @@ STABLE_TORCH_LIBRARY_IMPL(spcxr, CPU, m) {
 }
 
 #ifdef SPCXR_CUDA
-// Weak: a CPU-only torch has no such symbol, and no CUDA tensor either.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
-
 namespace {
-
-void* current_stream(int32_t device) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return stream;
-}
 
 std::tuple<Tensor, Tensor> group_mask_on_cuda(Tensor image_ids, int64_t seed, int64_t epoch,
                                               std::vector<int64_t> grid,
@@ -327,8 +269,8 @@ std::tuple<Tensor, Tensor> group_mask_on_cuda(Tensor image_ids, int64_t seed, in
   const torch::stable::accelerator::DeviceGuard guard(image_ids.get_device_index());
   const auto call = prepare(image_ids, seed, epoch, grid, target, sides, torus, max_blocks);
   const char* error =
-      spcxr::group_mask_cuda(call.ids(), call.count(), seed, epoch, call.law, call.block(0),
-                             call.cell(0), current_stream(image_ids.get_device_index()));
+      group_mask_cuda(call.ids(), call.count(), seed, epoch, call.law, call.block(0),
+                             call.cell(0), current_stream(image_ids));
   STD_TORCH_CHECK(error == nullptr, "group_mask: ", error);
   return {call.blocks, call.mask};
 }
@@ -344,8 +286,8 @@ Tensor masked_patch_gather_on_cuda(Tensor pixels, MaybeTensor boxes, MaybeTensor
                             view, pixels);
   Tensor tokens = torch::stable::new_empty(
       pixels, {views.count, views.patches(), views.row_length()}, dtype);
-  check(spcxr::masked_patch_gather_cuda(views, fill, tokens.data_ptr(), token_type(dtype),
-                                        current_stream(pixels.get_device_index())));
+  check(masked_patch_gather_cuda(views, fill, tokens.data_ptr(), token_type(dtype),
+                                        current_stream(pixels)));
   return tokens;
 }
 
@@ -358,10 +300,10 @@ std::tuple<Tensor, Tensor, Tensor> visible_patch_gather_on_cuda(
   Tensor starts = torch::stable::new_empty(pixels, {views.count + 1}, ScalarType::Int);
   Tensor tokens = torch::stable::new_empty(pixels, {rows, views.row_length()}, dtype);
   Tensor ids = torch::stable::new_empty(pixels, {rows}, ScalarType::Int);
-  check(spcxr::visible_patch_gather_cuda(
+  check(visible_patch_gather_cuda(
       views, data<bool>(mask), rows, tokens.data_ptr(), token_type(dtype),
       static_cast<int32_t*>(ids.data_ptr()), static_cast<int32_t*>(starts.data_ptr()),
-      current_stream(pixels.get_device_index())));
+      current_stream(pixels)));
   return {tokens, ids, starts};
 }
 
@@ -379,12 +321,12 @@ std::tuple<Tensor, Tensor> masked_reconstruction_loss_on_cuda(
                                    : torch::stable::new_empty(rows, {0}, rows.scalar_type());
   Tensor loss = torch::stable::new_empty(pixels, {}, ScalarType::Float);
   Tensor scratch = torch::stable::new_empty(pixels, {2 * views.count}, ScalarType::Double);
-  const spcxr::LossLaw law{squared ? spcxr::Distance::kMSE : spcxr::Distance::kL1,
+  const LossLaw law{squared ? Distance::kMSE : Distance::kL1,
                            normalise_patches, 0.0f};
-  check(spcxr::masked_reconstruction_loss_cuda(
+  check(masked_reconstruction_loss_cuda(
       views, data<bool>(mask), unit, rows.data_ptr(), token_type(rows.scalar_type()), law,
       static_cast<double*>(scratch.data_ptr()), static_cast<float*>(loss.data_ptr()),
-      needs_gradient ? gradient.data_ptr() : nullptr, current_stream(pixels.get_device_index())));
+      needs_gradient ? gradient.data_ptr() : nullptr, current_stream(pixels)));
   return {loss, gradient};
 }
 
