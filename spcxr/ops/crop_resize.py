@@ -60,8 +60,9 @@ def crop_resize(
     flip = flip.to(images.device)
     rows = _weights(boxes[:, 0], boxes[:, 2], height, size[0], torch.zeros_like(flip))
     columns = _weights(boxes[:, 1], boxes[:, 3], width, size[1], flip)
-    narrow = torch.matmul(images.to(torch.float32), columns.transpose(1, 2)[:, None])
-    return torch.matmul(rows[:, None], narrow)
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would lose grey levels
+        narrow = torch.matmul(images.to(torch.float32), columns.transpose(1, 2)[:, None])
+        return torch.matmul(rows[:, None], narrow)
 
 
 def _weights(start: Tensor, extent: Tensor, source: int, out: int, flip: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def group_mask(
     -------
     `GroupMask`. K is fixed by grid and block: 184 for 14x14 patches, 240 for 224x224 pixels. An
     image whose K blocks are used up stops short of its target: ratios near 1, and `corner` on grids
-    of two or three units a side, whose last row no unit block can reach.
+    of two to five units a side, whose last row no unit block can reach.
 
     Raises
     ------

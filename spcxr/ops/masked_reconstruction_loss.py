@@ -81,6 +81,10 @@ def masked_reconstruction_loss(
     verb = "masked_reconstruction_loss"
     kernel = dispatch.kernel(verb, backend, predicted.device.type, _reference)
     wanted = torch.is_grad_enabled() and predicted.requires_grad
+    if wanted and predicted.dtype == torch.float16:
+        # One element's slope is below what float16 holds before a loss scaler has multiplied it,
+        # and the scaler's 65536 is above: the slope stays in float32 until both have met.
+        predicted = predicted.float()
     words = (*views.words, mask, distance == "mse", normalise_patches)
     if dispatch.choose(verb, backend, predicted.device.type) == "native":
         return kernel(predicted, *words, wanted)[0]  # its autograd is registered below
@@ -124,7 +128,7 @@ def _reference(predicted: Tensor, *words: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake(predicted: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    gradient = torch.empty_like(predicted) if rest[-1] else predicted.new_empty(0)
+    gradient = predicted.new_empty(predicted.shape if rest[-1] else (0,))  # contiguous, as made
     return predicted.new_empty((), dtype=torch.float32), gradient
 
 

@@ -83,6 +83,13 @@ def test_constant_stays_constant():
     assert torch.allclose(made, torch.tensor(77.0))
 
 
+def test_autocast_does_not_round_the_pixels():
+    images, size = torch.rand(2, 1, 40, 50), (16, 24)
+    plain = crop_resize(images, None, None, size)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(crop_resize(images, None, None, size), plain)
+
+
 def test_empty_batch():
     made = crop_resize(
         torch.zeros(0, 1, 8, 8, dtype=torch.uint8), torch.zeros(0, 4), no_flip(0), (4, 4)

@@ -82,6 +82,14 @@ def test_empty_batch(backend):
     assert mask.shape == (0, 14, 14)
 
 
+def test_where_corner_stops_short(backend):
+    """The docstring's sides: blocks of one unit that start before the last row never reach it."""
+    key = {"seed": 0, "epoch": 0, "ratio": (1.0, 1.0), "placement": "corner", "backend": backend}
+    for side in range(2, 8):
+        _, mask = group_mask(torch.arange(20), grid=(side, side), **key)
+        assert bool(mask[:, -1].any()) == (side > 5), side
+
+
 @pytest.mark.parametrize("ratio", [0.9, 0.75])
 def test_the_cap_leaves_room(ratio):
     """K cuts nobody short at the ratios that are in use, on any grid or with single patches."""

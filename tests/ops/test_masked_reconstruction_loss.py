@@ -11,7 +11,7 @@ from view_cases import PIXELS, SHAPES, fill_of, needs_native, views_of
 from spcxr.errors import SpcxrError
 from spcxr.ops.masked_reconstruction_loss import DISTANCES, masked_reconstruction_loss
 from spcxr.ops.patches import patchify
-from spcxr.ops.views import clean_images, pixel_mask
+from spcxr.ops.views import clean_images, pixel_mask, whole_views
 
 
 def plainly(predicted, views, mask, distance, normalise_patches):
@@ -92,6 +92,18 @@ def test_the_gradient_is_scaled_by_what_comes_from_above(backend):
     torch.testing.assert_close(thrice, 3 * once)
 
 
+@pytest.mark.parametrize("scale", [1024.0, 65536.0])
+def test_a_loss_scaler_reaches_half_precision(backend, scale):
+    """One slope is below float16's least number, torch.amp's first scale above its greatest."""
+    views = whole_views(torch.zeros(2, 1, 64, 64, dtype=torch.uint8), patch_px=16)
+    predicted = torch.full((2, 16, 256), 1e-4, dtype=torch.float16, requires_grad=True)
+    mask = torch.ones(2, 4, 4, dtype=torch.bool)
+    loss = masked_reconstruction_loss(predicted, views, mask, distance="mse", backend=backend)
+    (loss * scale).backward()
+    wanted = torch.full_like(predicted, 2e-4 / 8192 * scale)
+    torch.testing.assert_close(predicted.grad, wanted, rtol=5e-3, atol=0)
+
+
 def test_nothing_hidden_is_a_loss_of_zero(backend):
     views = views_of("cropped")
     predicted = predictions(views)
@@ -155,7 +167,10 @@ def test_opcheck():
         views = views_of(name)
         words = (*views.words, fill_of(views).mask, True, True, True)
         op = torch.ops.spcxr.masked_reconstruction_loss.default
-        torch.library.opcheck(op, (predictions(views).detach(), *words))
+        rows = predictions(views).detach()
+        torch.library.opcheck(op, (rows, *words))
+        # A head that is a convolution leaves its rows so.
+        torch.library.opcheck(op, (rows.transpose(1, 2).contiguous().transpose(1, 2), *words))
 
 
 @needs_native
