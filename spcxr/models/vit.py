@@ -14,6 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcxr.errors import SpcxrError
+from spcxr.models.blocks import Block, PatchEmbed
+from spcxr.models.positions import resize_positions
+from spcxr.models.sequences import (
+    DENSE,
+    Grid,
+    PackedTokens,
+    Sequences,
+    pack_images,
+    sequences_of,
+)
+from spcxr.ops.attention_reference import pack_key_mask
+from spcxr.ops.masked_patch_gather import Packed
 from spcxr.ops.patches import patch_grid
 
 
@@ -31,124 +43,6 @@ VIT_SIZES = {
     "vit_base": ViTSize(768, 12, 12),
     "vit_large": ViTSize(1024, 24, 16),
 }
-
-
-def attend(qkv: Tensor) -> Tensor:
-    """Scaled dot-product attention: ``qkv [B, T, 3, h, d]`` -> ``[B, T, h*d]``.
-
-    The one attention call of the encoder; its layout is that of the fused kernel to come.
-
-    >>> attend(torch.zeros(2, 5, 3, 4, 8)).shape
-    torch.Size([2, 5, 32])
-    """
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-
-
-def resize_positions(
-    pos_embed: Tensor, from_grid: tuple[int, int], to_grid: tuple[int, int]
-) -> Tensor:
-    """Learned positions ``[1, 1 + N, D]`` resampled to another patch grid (bicubic, antialiased).
-
-    The cls position is kept as it is; an unchanged grid returns the tensor itself.
-
-    Raises
-    ------
-    SpcxrError
-        the positions do not fit ``from_grid``.
-
-    >>> resize_positions(torch.zeros(1, 1 + 4 * 4, 8), (4, 4), (2, 6)).shape
-    torch.Size([1, 13, 8])
-    """
-    count = from_grid[0] * from_grid[1]
-    if pos_embed.shape[:2] != (1, 1 + count):
-        raise SpcxrError(
-            f"positions of shape {tuple(pos_embed.shape)} do not fit a grid of "
-            f"{from_grid[0]}x{from_grid[1]} patches and a cls token; give the grid they came from"
-        )
-    if from_grid == to_grid:
-        return pos_embed
-    cls, patches = pos_embed[:, :1], pos_embed[:, 1:]
-    planes = patches.reshape(1, *from_grid, -1).permute(0, 3, 1, 2).float()
-    planes = F.interpolate(planes, to_grid, mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([cls, planes.flatten(2).transpose(1, 2).to(cls.dtype)], 1)
-
-
-class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): drop a residual branch per image, rescale the rest."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, branch: Tensor) -> Tensor:
-        """``[B, T, D]`` -> the same; the identity in eval mode or at rate 0."""
-        if not self.training or self.rate == 0.0:
-            return branch
-        keep = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
-        return branch * (keep / (1.0 - self.rate))
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused qkv projection."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``."""
-        batch, length, width = tokens.shape
-        qkv = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
-        return self.proj(attend(qkv))
-
-
-class MLP(nn.Module):
-    """Linear, GELU, Linear."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``."""
-        return self.fc2(F.gelu(self.fc1(tokens)))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLP(width, int(width * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``."""
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-
-
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches through one linear map, kept as a convolution (timm's key)."""
-
-    def __init__(self, patch_px: int, channels: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch_px, stride=patch_px)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``[B, C, H, W]`` -> ``[B, N, D]``."""
-        return self.proj(images).flatten(2).transpose(1, 2)
-
-    def of_rows(self, rows: Tensor) -> Tensor:
-        """The same of images that are cut into patch rows ``[B, N, C*P*P]`` already."""
-        return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class VisionTransformer(nn.Module):
@@ -258,25 +152,124 @@ class VisionTransformer(nn.Module):
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1)
         return tokens + resize_positions(self.pos_embed, self.grid, grid)
 
-    def outputs_of(self, tokens: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+    def embed_packed(
+        self, packed: Packed, grids: Sequence[Grid] | None = None
+    ) -> tuple[PackedTokens, Sequences]:
+        """Packed patch rows -> tokens with positions, and how they divide into images.
+
+        ``packed.ids`` are numbers in the encoder's own grid, or in ``grids`` one after the other.
+        """
+        grids = [self.grid] if grids is None else grids
+        tables = [resize_positions(self.pos_embed, self.grid, grid)[0, 1:] for grid in grids]
+        sequences, patch, cls = sequences_of(
+            packed.cu_seqlens, len(packed.ids), max(h * w for h, w in grids)
+        )
+        patches = self.patch_embed.of_rows(packed.tokens)
+        patches = patches + torch.cat(tables)[packed.ids.clamp(min=0)]
+        first = (self.cls_token + self.pos_embed[:, :1])[0].to(patches.dtype)
+        tokens = patches.new_zeros(len(patch) + len(cls), self.width)
+        tokens = tokens.index_copy(0, patch, patches).index_copy(0, cls, first.expand(len(cls), -1))
+        ids = packed.ids.new_full((len(tokens),), -1).index_copy(0, patch, packed.ids)
+        assert sequences.cu_seqlens is not None
+        return PackedTokens(tokens, ids, sequences.cu_seqlens), sequences
+
+    def encode_packed(self, packed: Packed, grids: Sequence[Grid] | None = None) -> PackedTokens:
+        """Patches as `visible_patch_gather` packs them -> tokens after the final norm.
+
+        Nothing is spent on patches that are not there, and no device is waited for.
+
+        >>> from spcxr.ops.masked_patch_gather import visible_patch_gather
+        >>> from spcxr.ops.views import whole_views
+        >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=2, heads=3)
+        >>> views = whole_views(torch.zeros(2, 1, 32, 32, dtype=torch.uint8), patch_px=16)
+        >>> hidden = torch.tensor([[[True, False], [False, False]]] * 2)
+        >>> encoder.encode_packed(visible_patch_gather(views, hidden)).ids.tolist()
+        [-1, 1, 2, 3, -1, 1, 2, 3]
+        """
+        embedded, sequences = self.embed_packed(packed, grids)
+        tokens = embedded.tokens
+        for block in self.blocks:
+            tokens = block(tokens, sequences)
+        return embedded._replace(tokens=self.norm(tokens))
+
+    def encode_visible(
+        self,
+        images: Tensor | Sequence[Tensor],
+        visible: Tensor | Sequence[Tensor] | None = None,
+    ) -> PackedTokens:
+        """Images of one size or of many, their visible patches alone -> tokens, packed.
+
+        Parameters
+        ----------
+        images
+            ``[B, C, H, W]``, or a sequence of ``[C, H, W]`` whose sides divide into patches; the
+            positions are resampled for each grid, and no image is padded or distorted.
+        visible
+            ``[B, Gh, Gw]`` bool or one ``[Gh, Gw]`` an image, True = encoded. None: all patches.
+
+        >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=2, heads=3)
+        >>> encoder.encode_visible([torch.zeros(1, 32, 48), torch.zeros(1, 16, 16)]).cls.shape
+        torch.Size([2, 24])
+        """
+        return self.encode_packed(*pack_images(images, visible, self.patch_px))
+
+    def outputs_of(
+        self, tokens: Tensor, blocks: Sequence[int], sequences: Sequences = DENSE
+    ) -> list[Tensor]:
         """Tokens after chosen blocks (from 0), in the order asked for; without the final norm."""
         found = {}
         for number, block in enumerate(self.blocks[: max(blocks) + 1]):
-            tokens = block(tokens)
+            tokens = block(tokens, sequences)
             if number in blocks:
                 found[number] = tokens
         return [found[number] for number in blocks]
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` -> all tokens after the final norm ``[B, 1 + N, D]``."""
-        tokens = self.embed(images)
+    def forward_features(self, images: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Images ``[B, C, H, W]`` -> all tokens after the final norm ``[B, 1 + N, D]``.
+
+        Patches of ``key_mask [B, Gh, Gw]`` (bool, True = hidden) keep their tokens, but no token
+        looks at them.
+
+        Raises
+        ------
+        SpcxrError
+            images that the encoder does not take, or a mask of another grid.
+        """
+        tokens, sequences = self.embed(images), DENSE
+        if key_mask is not None:
+            grid = patch_grid(images.shape[2], images.shape[3], self.patch_px)
+            if tuple(key_mask.shape) != (len(images), *grid) or key_mask.dtype != torch.bool:
+                raise SpcxrError(
+                    f"key mask is {tuple(key_mask.shape)} {key_mask.dtype}; give "
+                    f"[{len(images)}, {grid[0]}, {grid[1]}] bool"
+                )
+            sequences = Sequences(pack_key_mask(F.pad(key_mask.flatten(1), (1, 0))))
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, sequences)
         return self.norm(tokens)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` -> the cls feature after the final norm ``[B, D]``."""
-        return self.forward_features(images)[:, 0]
+    def forward(
+        self,
+        images: Tensor | Sequence[Tensor],
+        visible: Tensor | Sequence[Tensor] | None = None,
+        key_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The cls feature after the final norm ``[B, D]``.
+
+        Of whole images ``[B, C, H, W]``; of their ``visible`` patches alone, or of images of
+        several sizes (`encode_visible`); with patches hidden from attention by ``key_mask``
+        (`forward_features`).
+
+        >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=2, heads=3)
+        >>> lung = torch.tensor([[[True, True], [False, True]]])
+        >>> encoder(torch.zeros(1, 1, 32, 32), visible=lung).shape
+        torch.Size([1, 24])
+        """
+        if visible is None and isinstance(images, Tensor):
+            return self.forward_features(images, key_mask)[:, 0]
+        if key_mask is not None:
+            raise SpcxrError("key_mask is for whole images of one size; give it or visible")
+        return self.encode_visible(images, visible).cls
 
     @overload
     def get_intermediate_layers(

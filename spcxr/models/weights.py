@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from spcxr import __version__
 from spcxr.errors import SpcxrError
-from spcxr.models.vit import VIT_SIZES, VisionTransformer, resize_positions
+from spcxr.models.positions import resize_positions
+from spcxr.models.vit import VIT_SIZES, VisionTransformer
 
 # What a foreign file may hold beside the encoder without changing the encoder's output.
 BESIDE_ENCODER = ("head.", "head_dist.", "fc_norm.", "pre_logits.", "decoder", "mask_token")

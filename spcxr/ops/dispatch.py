@@ -32,6 +32,7 @@ VERBS = {
     "masked_patch_gather": "masked_patch_gather",
     "visible_patch_gather": "masked_patch_gather",
     "masked_reconstruction_loss": "masked_reconstruction_loss",
+    "masked_attention": "masked_attention",
 }
 LIBRARY = Path(__file__).resolve().parents[1] / "_native_ops.so"
 
@@ -162,9 +163,12 @@ def kernel(
     served = choose(verb, backend, device)
     if served == "native":
         return getattr(torch.ops.spcxr, verb)
-    if served == "triton":
-        return getattr(importlib.import_module(f"spcxr.kernels.{VERBS[verb]}"), verb)
-    return reference
+    return triton_twin(verb, verb) if served == "triton" else reference
+
+
+def triton_twin(verb: str, name: str) -> Callable[..., Any]:
+    """A function of a verb's Triton module."""
+    return getattr(importlib.import_module(f"spcxr.kernels.{VERBS[verb]}"), name)
 
 
 def report() -> list[dict[str, Any]]:

@@ -10,16 +10,15 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from spcxr.errors import SpcxrError
 from spcxr.ops import dispatch
+from spcxr.ops.attention_reference import WORD, pack_key_mask, reference_attention
 from spcxr.ops.views import TOKEN_TYPES, values_seen
 
 VERB = "masked_attention"
-WORD = 32  # bits
 MAX_HEAD_DIM = 256
 
 
@@ -42,8 +41,8 @@ def masked_attention(
     ----------
     qkv
         ``[B, N, 3, h, d]``, or packed ``[T, 3, h, d]`` with ``cu_seqlens``; or a triple q, k, v of
-        ``[B, N, h, d]`` or ``[T, h, d]``. float32, bfloat16 or float16, any strides. Under autocast
-        float32 is cast as for a matrix product.
+        ``[B, N, h, d]`` or ``[T, h, d]``. float32, bfloat16 or float16 (float64: the reference
+        serves), any strides. Under autocast float32 is cast as for a matrix product.
     bias
         ``[3, h, d]`` or ``[3*h*d]``, added to q, k and v while they are read. None: nothing.
     key_mask
@@ -80,7 +79,7 @@ def masked_attention(
     """
     parts = tuple(_as_computed(t) for t in ((qkv,) if isinstance(qkv, Tensor) else qkv))
     n_max = _check_parts(parts, cu_seqlens, n_max)
-    heads, dim = parts[0].shape[-2:]
+    dim = parts[0].shape[-1]
     if bias is not None:
         bias = _check_bias(_as_computed(bias), parts[0])
     count = parts[0].shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -89,32 +88,14 @@ def masked_attention(
     sequences = (bias, bits, cu_seqlens, n_max, scale)
     served = _serving(backend, parts[0], n_max)
     if served == "reference":
-        return _reference(*_split(parts), *sequences)
+        q, k, v = _split(parts)
+        return reference_attention(q, k, v, bias, bits, cu_seqlens, n_max, scale)
     inputs = parts if bias is None else (*parts, bias)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     if served == "native":
         name = VERB if len(parts) == 1 else f"{VERB}_split"
         return getattr(torch.ops.spcxr, name)(*parts, *sequences, wanted)[0]
     return _Twin.apply(len(parts), wanted, *parts, *sequences)
-
-
-def pack_key_mask(mask: Tensor) -> Tensor:
-    """``[B, N]`` bool, True = masked -> ``[B, ceil(N / 32)]`` int32, bit ``j % 32`` of a word.
-
-    >>> pack_key_mask(torch.tensor([[True, False, True]])).tolist()
-    [[5]]
-    """
-    if mask.ndim != 2 or mask.dtype != torch.bool:
-        raise SpcxrError(f"key mask is {tuple(mask.shape)} {mask.dtype}; give [B, N] bool")
-    words = -(-mask.shape[1] // WORD)
-    padded = F.pad(mask, (0, words * WORD - mask.shape[1])).view(mask.shape[0], words, WORD)
-    weights = torch.arange(WORD, device=mask.device)
-    return (padded.long() << weights).sum(2).to(torch.int32)  # bit 31 is the sign
-
-
-def _unpack(bits: Tensor, n_max: int) -> Tensor:
-    each = bits[..., None] >> torch.arange(WORD, device=bits.device, dtype=torch.int32) & 1
-    return each.flatten(1)[:, :n_max].bool()
 
 
 # --- what is asked for, and who serves --------------------------------------------------------
@@ -139,33 +120,34 @@ def _check_parts(parts: tuple[Tensor, ...], cu_seqlens: Tensor | None, n_max: in
     ):
         shapes = ", ".join(str(list(t.shape)) for t in parts)
         raise SpcxrError(f"attention over {shapes}; give {layout} or three of them: q, k, v")
-    if first.dtype not in TOKEN_TYPES or any(t.dtype != first.dtype for t in parts):
-        dtypes = ", ".join(str(t.dtype) for t in parts)
-        raise SpcxrError(f"attention in {dtypes}; give one of float32, bfloat16, float16")
+    dtypes = {t.dtype for t in parts}
+    if len(dtypes) > 1 or first.dtype not in (*TOKEN_TYPES, torch.float64):
+        named = ", ".join(map(str, dtypes))
+        raise SpcxrError(f"attention in {named}; give one of float32, bfloat16, float16")
     if any(t.device != first.device for t in parts):
         raise SpcxrError("q, k and v are on different devices; move them to one")
     if not 1 <= first.shape[-1] <= MAX_HEAD_DIM:
         raise SpcxrError(f"head dim {first.shape[-1]} is not served; give 1 to {MAX_HEAD_DIM}")
-    if not packed:
+    if cu_seqlens is None:
         if n_max is not None:
             raise SpcxrError("n_max is for a packed batch; give cu_seqlens too")
         return first.shape[1]
     if n_max is None or n_max < 0:
         raise SpcxrError("a packed batch needs n_max, the most tokens of a sequence")
+    _check_sequences(cu_seqlens, first, n_max)
+    return n_max
+
+
+def _check_sequences(cu_seqlens: Tensor, first: Tensor, n_max: int) -> None:
     if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32 or len(cu_seqlens) == 0:
         raise SpcxrError(
             f"cu_seqlens is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}; give [B + 1] int32"
         )
     if cu_seqlens.device != first.device:
         raise SpcxrError(f"cu_seqlens on {cu_seqlens.device}, qkv on {first.device}; move one")
-    _check_values(cu_seqlens, first.shape[0], n_max)
-    return n_max
-
-
-def _check_values(cu_seqlens: Tensor, total: int, n_max: int) -> None:
-    if not values_seen(cu_seqlens.device) or isinstance(n_max, torch.SymInt):
+    if not values_seen(cu_seqlens.device):
         return
-    lengths = cu_seqlens.diff()
+    total, lengths = len(first), cu_seqlens.diff()
     if cu_seqlens[0] != 0 or cu_seqlens[-1] > total or (lengths < 0).any():
         raise SpcxrError(f"cu_seqlens must rise from 0 to at most the {total} rows of the batch")
     if (lengths > n_max).any():
@@ -205,9 +187,13 @@ def handed_over(backend: str, device: str, dtype: torch.dtype, dim: int, n_max: 
     >>> handed_over("native", "cuda", torch.bfloat16, 64, 1025)
     'sequences of more than 256 tokens'
     """
+    if backend == "reference":
+        return None
+    if dtype == torch.float64:
+        return "float64"
     if backend == "triton":
         return None if dim in (16, 32, 64, 128) else "head dims other than 16, 32, 64, 128"
-    if backend == "reference" or device == "cpu":
+    if device == "cpu":
         return None
     if dtype == torch.float32:
         return "float32"
@@ -243,21 +229,19 @@ class _Twin(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, count: int, wanted: bool, *words: Any) -> Tensor:
-        twin = dispatch.kernel(VERB, "triton", words[0].device.type, _reference)
+        twin = dispatch.triton_twin(VERB, VERB)
         parts, sequences = words[:count], words[count:]
         out, lse = twin(*_split(parts), *sequences, wanted)
         bias, bits, cu_seqlens, *ctx.rest = sequences
-        ctx.count = count
+        ctx.count, ctx.after = count, 0
         ctx.save_for_backward(*parts, bias, bits, cu_seqlens, out, lse)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        from spcxr.kernels.masked_attention import masked_attention_backward
-
-        gradients = _gradients(ctx, upstream, masked_attention_backward)
-        return None, None, *gradients
+        backward = dispatch.triton_twin(VERB, f"{VERB}_backward")
+        return None, None, *_gradients(ctx, upstream, backward)
 
 
 def _gradients(ctx: Any, upstream: Tensor, kernel: Any) -> tuple[Any, ...]:
@@ -269,50 +253,6 @@ def _gradients(ctx: Any, upstream: Tensor, kernel: Any) -> tuple[Any, ...]:
         of_bias = made.flatten(0, -4).float().sum(0).to(bias.dtype)
     of_parts = (made,) if ctx.count == 1 else made.unbind(-3)
     return *of_parts, of_bias, None, None, None, None, *(None,) * ctx.after
-
-
-def _reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    key_bits: Tensor | None,
-    cu_seqlens: Tensor | None,
-    n_max: int,
-    scale: float,
-) -> Tensor:
-    """Torch's ``scaled_dot_product_attention``, with what it lacks around it."""
-    if bias is not None:
-        q, k, v = q + bias[0], k + bias[1], v + bias[2]
-    total, places = len(q), torch.arange(n_max, device=q.device)
-    seen = None if key_bits is None else ~_unpack(key_bits, n_max)
-    if cu_seqlens is not None:
-        if total == 0 or len(cu_seqlens) == 1:
-            return (q * 0).flatten(-2)
-        inside = places < cu_seqlens.diff()[:, None]
-        seen = inside if seen is None else seen & inside
-        rows = (cu_seqlens[:-1, None] + places).clamp(max=total - 1)
-        q, k, v = q[rows], k[rows], v[rows]
-    out = _dense(q, k, v, seen, scale)
-    if cu_seqlens is None:
-        return out
-    row = torch.arange(total, device=q.device)
-    image = torch.searchsorted(cu_seqlens[1:].contiguous(), row.int(), right=True)
-    image = image.clamp(max=len(out) - 1)
-    place = (row - cu_seqlens[image]).clamp(0, max(n_max - 1, 0))
-    return torch.where((row < cu_seqlens[-1])[:, None], out[image, place], 0)
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
-    attend = F.scaled_dot_product_attention
-    mask = some = None
-    if seen is not None:
-        k, v = (torch.where(seen[..., None, None], t, 0) for t in (k, v))
-        some = seen.any(1, keepdim=True)
-        mask = (seen | ~some)[:, None, None]  # a row without keys would be NaN
-    heads = (t.transpose(1, 2) for t in (q, k, v))
-    out = attend(*heads, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
-    return out if some is None else torch.where(some[..., None], out, 0)
 
 
 # --- autograd, torch.compile, torch.export, FLOPs ---------------------------------------------

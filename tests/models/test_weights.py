@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 import spcxr
 from spcxr.errors import SpcxrError
 from spcxr.models.heads import ClassificationHead
-from spcxr.models.vit import VisionTransformer, build_vit, resize_positions
+from spcxr.models.positions import resize_positions
+from spcxr.models.vit import VisionTransformer, build_vit
 from spcxr.models.weights import (
     convert_channels,
     load_encoder_weights,
