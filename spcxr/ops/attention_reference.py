@@ -52,7 +52,7 @@ def reference_attention(
         inside = places < cu_seqlens.diff()[:, None]
         seen = inside if seen is None else seen & inside
         rows = (cu_seqlens[:-1, None] + places).clamp(max=total - 1)
-        q, k, v = q[rows], k[rows], v[rows]
+        q, k, v = torch.where(inside[..., None, None], q[rows], 0), k[rows], v[rows]
     out = _dense(q, k, v, seen, scale)
     if cu_seqlens is None:
         return out
