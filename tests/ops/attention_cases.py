@@ -25,15 +25,15 @@ PADDING = 3  # rows of a packed batch that belong to nobody
 class Call:
     """Inputs on a device, drawn once in float64 and rounded to ``dtype``."""
 
-    def __init__(self, name, dtype=torch.float32, device="cpu", size=1.0, seed=0):
+    def __init__(self, name, dtype=torch.float32, device="cpu", more=0, seed=0):
         count, self.n_max, heads, dim, packed, masks, bias, apart = CASES[name]
+        count += more
         draw = torch.Generator().manual_seed(seed)
         self.lengths = [self.n_max] * count
         if packed:
             self.lengths = torch.randint(0, self.n_max + 1, (count,), generator=draw).tolist()
         rows = (sum(self.lengths) + PADDING,) if packed else (count, self.n_max)
         normal = torch.randn(*rows, 3, heads, dim, generator=draw)
-        normal[..., :2, :, :] *= size
         self.key_mask = masks_of(count, self.n_max, draw).to(device) if masks else None
         self.cu_seqlens = None
         if packed:

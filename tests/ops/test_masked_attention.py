@@ -138,10 +138,12 @@ def test_no_less_exact_than_sdpa(n, dtype, kind):
     truth = run(lambda x: sdpa(x, key_mask), qkv.double(), upstream.double())
     mine = run(lambda x: masked_attention(x, key_mask=key_mask, backend="native"), qkv, upstream)
     theirs = run(lambda x: sdpa(x, key_mask), qkv, upstream)
+    # Rounding the result costs this much, and no kernel can be asked for less; where a gradient
+    # cancels, as of constant inputs, rounding what it is made of.
+    unit, smallest = torch.finfo(dtype).eps / 4, upstream.double().norm() / 10
     for name, t, m, s in zip(("out", "dq", "dk", "dv"), truth, mine, theirs, strict=True):
-        error, allowed = ((x.double() - t).norm() / t.norm().clamp(min=1e-30) for x in (m, s))
-        # Rounding the result alone costs this much, and no kernel can be asked for less.
-        floor = torch.finfo(dtype).eps / 4
+        error, allowed = ((x.double() - t).norm() for x in (m, s))
+        floor = unit * torch.maximum(t.norm(), smallest)
         assert error <= 1.5 * allowed + floor, f"{name}: {error:.3g}, SDPA {allowed:.3g}"
 
 
@@ -185,17 +187,14 @@ def test_compiles_whole_and_once_for_every_batch(name):
         backend="aot_eager",
     )
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for seed in (0, 1):
-            call = Call(name, seed=seed)
+        for more in (2, 5):
+            call = Call(name, more=more)
             most = None if call.cu_seqlens is None else call.n_max
             out = compiled(call.qkv, call.bias, call.key_mask, call.cu_seqlens, most)
             eager = call("native")
             assert torch.equal(out, eager)
             for a, b in zip(call.gradients(out), call.gradients(eager), strict=True):
                 assert torch.equal(a, b)
-            CASES[name] = (CASES[name][0] + 2, *CASES[name][1:])
-    count, *rest = CASES[name]
-    CASES[name] = (count - 4, *rest)
 
 
 @needs_native
