@@ -159,6 +159,12 @@ class VisionTransformer(nn.Module):
 
         ``packed.ids`` are numbers in the encoder's own grid, or in ``grids`` one after the other.
         """
+        length = self.channels * self.patch_px**2
+        if packed.tokens.ndim != 2 or packed.tokens.shape[1] != length:
+            raise SpcxrError(
+                f"patch rows of shape {tuple(packed.tokens.shape)}; this {self.channels}-channel "
+                f"encoder takes [T, {length}]"
+            )
         grids = [self.grid] if grids is None else grids
         tables = [resize_positions(self.pos_embed, self.grid, grid)[0, 1:] for grid in grids]
         sequences, patch, cls = sequences_of(

@@ -34,6 +34,11 @@ VERBS = {
     "masked_reconstruction_loss": "masked_reconstruction_loss",
     "masked_attention": "masked_attention",
 }
+# What `auto` leaves to torch although the kernels are there (`masked_attention.handed_over`).
+HANDED_OVER = {
+    "masked_attention": "on CUDA it hands over to torch's SDPA: float32, head dims other than 32, "
+    "64, 128, sequences of more than 256 tokens",
+}
 LIBRARY = Path(__file__).resolve().parents[1] / "_native_ops.so"
 
 
@@ -188,6 +193,8 @@ def report() -> list[dict[str, Any]]:
             row["reason"] = reason or (
                 f"first that can serve on {device}" if backend == used else f"{used} comes first"
             )
+            if backend == "native" and reason is None and verb in HANDED_OVER:
+                row["reason"] += f"; {HANDED_OVER[verb]}"
             rows.append(row)
     return rows
 
