@@ -36,26 +36,45 @@ class ReconstructionHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """Logits from concat(cls, mean patch): one Linear 2D -> K.
+    """Logits from concat(cls, mean patch), standardised: one Linear 2D -> K.
 
     Source: DINO's linear evaluation (arXiv 2104.14294): cls and the mean of the patch tokens, both
-    after the encoder's final norm; weights N(0, .01), zero bias. No further LayerNorm, since the
-    tokens come normalised. (medical_mae reads one of the two, MAE's way.)
+    after the encoder's final norm; weights N(0, .01), zero bias. (medical_mae reads one of the
+    two, MAE's way.) Ours: each feature less its mean over training images, over its deviation, as
+    `standardise` found them at the start; MAE's linear probe has a BatchNorm there. Pretrained
+    features differ little between images, and a head on them as they are hardly learns.
 
     >>> head = ClassificationHead(width=24, classes=3)
     >>> head(torch.zeros(2, 7, 24)).shape
     torch.Size([2, 3])
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, *, width: int, classes: int) -> None:
         super().__init__()
         self.fc = nn.Linear(2 * width, classes)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
+        self.register_buffer("mean", torch.zeros(2 * width))
+        self.register_buffer("deviation", torch.ones(2 * width))
+
+    @staticmethod
+    def features(tokens: Tensor) -> Tensor:
+        """Normed tokens ``[B, 1 + N, D]``, cls first -> ``[B, 2D]``, not yet standardised."""
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
+
+    def standardise(self, features: Tensor) -> None:
+        """Keep mean and deviation of ``features [n, 2D]``; a feature that hardly varies is not
+        blown up to more than ten times the others."""
+        deviation, mean = torch.std_mean(features.float(), 0, correction=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.clamp(min=0.1 * float(deviation.mean()) + 1e-6))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Normed tokens ``[B, 1 + N, D]``, cls first -> logits ``[B, K]``."""
-        return self.fc(torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
+        return self.fc((self.features(tokens) - self.mean) / self.deviation)
 
 
 class Classifier(nn.Module):

@@ -190,12 +190,9 @@ def report() -> list[dict[str, Any]]:
             reason = unavailable(verb, backend, device)
             row = {"verb": verb, "backend": backend, "available": reason is None}
             row["used"] = backend == used
-            row["reason"] = reason or (
-                f"first that can serve on {device}" if backend == used else f"{used} comes first"
-            )
-            if backend == "native" and reason is None and verb in HANDED_OVER:
-                row["reason"] += f"; {HANDED_OVER[verb]}"
-            rows.append(row)
+            why = f"first that can serve on {device}" if backend == used else f"{used} comes first"
+            more = f"; {HANDED_OVER[verb]}" if backend == "native" and verb in HANDED_OVER else ""
+            rows.append(row | {"reason": reason or why + more})
     return rows
 
 

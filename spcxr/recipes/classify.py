@@ -22,6 +22,7 @@ from spcxr.evaluate.metrics import auroc, by_class
 from spcxr.evaluate.summary import ClassSummary, summarise_classes
 from spcxr.infer.predict import predict_classes, probabilities
 from spcxr.models.heads import ClassificationHead, Classifier
+from spcxr.models.vit import VisionTransformer
 from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of, take_fraction
 from spcxr.recipes.fitting import Course, export, fit, set_out, write_results
 from spcxr.recipes.targets import (
@@ -39,6 +40,7 @@ from spcxr.train.checkpoint import Position
 from spcxr.train.run_folder import open_run
 
 RECIPE = "classify"
+STANDARDISED_ON = 1024  # training images at most
 
 
 @dataclass(frozen=True)
@@ -188,11 +190,32 @@ def build(
     targets = cohort.targets
     head = ClassificationHead(width=start.encoder.width, classes=len(targets.names))
     course = set_out(config, RECIPE, folder, start, cohort, Classifier(start.encoder, head))
+    _standardise(head, course)
     weight = None
     if config.class_weights == "auto":
         weights = class_weights(targets.values[cohort.train], multilabel=targets.multilabel)
         weight = torch.from_numpy(weights).to(course.compute.device)
     return course, Classification(course, cohort, weight)
+
+
+class _Features(nn.Module):
+    """What the head standardises: images -> ``[B, 2D]``."""
+
+    def __init__(self, encoder: VisionTransformer) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return ClassificationHead.features(self.encoder.forward_features(images))
+
+
+def _standardise(head: ClassificationHead, course: Course) -> None:
+    """By the features of up to `STANDARDISED_ON` training images, spread over all of them."""
+    places = np.linspace(0, len(course.rows) - 1, min(len(course.rows), STANDARDISED_ON))
+    rows, start = course.rows[places.astype(np.int64)], course.start
+    model = _Features(start.encoder)
+    found = predict_classes(model, start.store, rows, start.normalisation, course.compute)
+    head.standardise(torch.from_numpy(found))
 
 
 @dataclass(frozen=True)

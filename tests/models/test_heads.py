@@ -37,6 +37,19 @@ def test_classification_head_reads_cls_and_mean_patch():
     assert torch.equal(head(tokens), torch.tensor([[1.0, 2.0, 4.0, 6.0]]))
 
 
+def test_classification_head_standardises_its_features():
+    head = ClassificationHead(width=2, classes=4)
+    head.fc.weight.data = torch.eye(4)
+    features = torch.tensor([[1.0, 10.0, 5.0, 0.0], [3.0, 30.0, 5.0, 0.0]])
+    head.standardise(features)
+    tokens = torch.tensor([[[3.0, 30.0], [5.0, 0.0]]])
+    # Deviations are 1, 10, 0, 0: what does not vary is divided by a tenth of their mean.
+    assert torch.allclose(head(tokens), torch.tensor([[1.0, 1.0, 0.0, 0.0]]), atol=1e-5)
+    assert torch.allclose(head.deviation, torch.tensor([1.0, 10.0, 0.275, 0.275]), atol=1e-5)
+    head.standardise(features[:1])
+    assert head(tokens).isfinite().all()
+
+
 def test_classifier_learns_everywhere():
     model = Classifier(tiny((32, 48), 16), ClassificationHead(width=24, classes=3))
     logits = model(torch.randn(5, 1, 32, 48))
