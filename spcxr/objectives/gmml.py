@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from spcxr.models.heads import ReconstructionHead
 from spcxr.models.vit import VisionTransformer
+from spcxr.ops.masked_patch_gather import masked_patch_gather
 from spcxr.ops.masked_reconstruction_loss import masked_reconstruction_loss
-from spcxr.ops.views import Views
+from spcxr.ops.views import Fill, Views
 
 
 def read_blocks(depth: int) -> tuple[int, ...]:
@@ -28,12 +29,14 @@ class GMML(nn.Module):
     The head reads the mean of the outputs of blocks 6, 8, 10, 12 (`read_blocks`), then the
     encoder's final LayerNorm.
 
+    >>> from spcxr.objectives.corruption import Corruption, sample_fill
     >>> from spcxr.ops.views import whole_views
     >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=4, heads=3)
     >>> objective = GMML(encoder, ReconstructionHead(width=24, patch_px=16))
     >>> views = whole_views(torch.zeros(2, 1, 32, 32), patch_px=16)
-    >>> mask = torch.ones(2, 2, 2, dtype=torch.bool)
-    >>> sorted(objective(torch.zeros(2, 4, 256), views, mask))
+    >>> ids = torch.arange(2)
+    >>> fill = sample_fill(ids, Corruption(), seed=0, epoch=0, size=(32, 32), patch_px=16)
+    >>> sorted(objective(views, fill))
     ['l1', 'loss']
     """
 
@@ -43,27 +46,33 @@ class GMML(nn.Module):
         self.head = head
         self.blocks_read = read_blocks(encoder.depth)
 
-    def reconstruct(self, corrupted: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Patch rows ``[B, N, C*P*P]`` -> the head's guess of the clean ones, the same shape."""
+    def rebuild(self, corrupted: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Corrupted patch rows ``[B, N, C*P*P]`` -> the head's guess of the clean ones."""
         tokens = self.encoder.embed_patches(corrupted, grid)
         features = self.encoder.outputs_of(tokens, self.blocks_read)
         patches = self.encoder.norm(torch.stack(features).mean(0)[:, 1:])
         return self.head(patches)
 
-    def forward(self, corrupted: Tensor, views: Views, mask: Tensor) -> dict[str, Tensor]:
+    def reconstruct(self, views: Views, fill: Fill, dtype: torch.dtype = torch.float32) -> Tensor:
+        """`rebuild` of the corrupted views, which are made here, in ``dtype``."""
+        return self.rebuild(masked_patch_gather(views, fill, dtype=dtype), views.grid)
+
+    def forward(
+        self, views: Views, fill: Fill, dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
         """One step's losses: ``loss`` is the one to minimise, the others are its parts.
 
         Parameters
         ----------
-        corrupted
-            ``[B, N, C*P*P]``: the views' patches, hidden pixels replaced.
         views
-            the raw images and how they became views; the target is computed from them.
-        mask
-            ``[B, h, w]`` or ``[B, Gh, Gw]`` bool, True = hidden.
+            the raw images and how they become views; inputs and targets are computed from them.
+        fill
+            what is hidden of them, and by what.
+        dtype
+            of the rows the encoder reads.
         """
-        rebuilt = self.reconstruct(corrupted, views.grid)
-        l1 = masked_reconstruction_loss(rebuilt, views, mask, distance="l1")
+        rebuilt = self.reconstruct(views, fill, dtype)
+        l1 = masked_reconstruction_loss(rebuilt, views, fill.mask, distance="l1")
         return {"loss": l1, "l1": l1.detach()}
 
 

@@ -189,11 +189,10 @@ def learn_step(loop: Loop, parts: list[views.Batch], step: int) -> tuple[Step, d
 
 
 def losses_of(loop: Loop, batch: views.Batch) -> dict[str, Tensor]:
-    """Move a batch to the device, corrupt it there, and ask the objective."""
+    """Move a batch to the device and ask the objective, which corrupts it there."""
     here = batch.to(loop.training.device)
-    corrupted = masked_patch_gather(*here, dtype=loop.token_type)
     with autocast(loop.training.device, loop.precision):
-        return loop.training.objective(corrupted, here.views, here.fill.mask)
+        return loop.training.objective(*here, dtype=loop.token_type)
 
 
 @torch.no_grad()
@@ -228,14 +227,13 @@ def picture(loop: Loop, epoch: int) -> None:
     training, store = loop.training, loop.training.store
     rows = (training.held_out if len(training.held_out) else training.rows)[:SHOWN]
     batch = views.draw(store, rows, training.config.law, epoch=None).to(training.device)
-    corrupted = masked_patch_gather(*batch, dtype=loop.token_type)
     training.objective.eval()
     with autocast(training.device, loop.precision):
-        rebuilt = training.objective.reconstruct(corrupted, batch.views.grid).float()
+        rebuilt = training.objective.reconstruct(*batch, dtype=loop.token_type).float()
     mask = pixel_mask(batch.views, batch.fill.mask)
     clean, corrupted, rebuilt = (
         unpatchify(rows.float(), batch.views.grid, batch.views.patch_px)
-        for rows in (masked_patch_gather(batch.views), corrupted, rebuilt)
+        for rows in (masked_patch_gather(batch.views), masked_patch_gather(*batch), rebuilt)
     )
     columns = {
         "original": clean,

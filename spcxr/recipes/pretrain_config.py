@@ -25,7 +25,9 @@ class PretrainConfig(Config):
     model: str = setting("vit_small", "encoder", choices=tuple(VIT_SIZES))
     image_px: int = setting(224, "side of the encoder's input", low=16)
     patch_px: int = setting(16, "side of a patch", low=4)
-    objective: str = setting("gmml", "what is learned", choices=tuple(OBJECTIVES))
+    objective: str = setting(
+        "gmml", "what is learned; mae hides whole patches, unfilled", choices=tuple(OBJECTIVES)
+    )
     init: str | None = setting(None, "run, model folder or .safetensors to start from")
     splits: tuple[str, ...] = setting((), "splits to learn from; all but val*, test*, drift*")
     epochs: int = setting(800, "passes over the images", low=1)
@@ -98,6 +100,6 @@ class PretrainConfig(Config):
             patch_px=self.patch_px,
             crop_scale=self.crop_scale,
             flip_p=self.flip_p,
-            corruption=corruption,
+            corruption=OBJECTIVES[self.objective].hides(corruption),
             seed=self.seed,
         )

@@ -13,8 +13,7 @@ from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.models.vit import build_vit
 from spcxr.models.weights import load_encoder_weights
-from spcxr.objectives.gmml import GMML
-from spcxr.objectives.table import OBJECTIVES
+from spcxr.objectives.table import OBJECTIVES, Objective
 from spcxr.recipes.pretrain_config import PretrainConfig
 from spcxr.train.batches import Rows
 from spcxr.train.checkpoint import Checkpoints, Position
@@ -35,7 +34,7 @@ class Training:
     rows: Rows
     held_out: Rows
     device: torch.device
-    objective: GMML
+    objective: Objective
     optimizer: torch.optim.Optimizer
 
     @property
@@ -96,7 +95,7 @@ def build(config: PretrainConfig, folder: Path, store: Store) -> Training:
         patch_px=config.patch_px,
         drop_path=config.drop_path,
     )
-    objective = OBJECTIVES[config.objective](encoder).to(device)
+    objective = OBJECTIVES[config.objective].build(encoder).to(device)
     optimizer = build_adamw(objective)
     return Training(config, folder, store, rows, held_out, device, objective, optimizer)
 
