@@ -3,8 +3,8 @@
 // over queries: many blocks' weights are kept, so that few sums over them are read and written again.
 // They are made transposed, [dim, keys], since then q and grad_out are what has to be transposed.
 //
-// The biases of k and v change neither the weights nor, as those of a row have the sum 1, gradients:
-// they are taken off lse and off the row's grad_out . out.
+// The biases of k and v change neither the weights nor gradients, as the scores' gradients of a row have
+// the sum 0. The first is taken off lse.
 #pragma once
 
 #include "cpu/attention_tiles_pack.h"
@@ -35,12 +35,14 @@ class Backward {
     dq_ = parts.take<float>(kBlock * a.dim);
     rows_ = parts.take<Floats>(2 * kBlock);
     shift_ = parts.take<float>(kBlock);
-    delta_ = parts.take<float>(kBlock);
+    mean_ = parts.take<float>(kBlock);
   }
 
-  void operator()(int64_t pair) {
+  // `next` is the pair that follows, or `pair` itself.
+  void operator()(int64_t pair, int64_t next) {
     const Head head(a_, pair);
     head_ = &head;
+    look_ahead(pair, next);
     keys_.find(a_, head.sequence);
     pitch_ = keys_.wide() + kApart;
     write_masked();
@@ -80,6 +82,14 @@ class Backward {
   }
   int64_t across_pitch() const { return int64_t{blocks_} * kBlock + kApart; }
 
+  void look_ahead(int64_t pair, int64_t next) {
+    ahead_.clear();
+    if (next == pair) return;
+    const Head head(a_, next);
+    ahead_.open(head);
+    ahead_.add(head.dense_rows<const uint16_t>(a_, g_.grad_out));
+  }
+
   // Block `block` of all is number `kept` of the `count` that are kept.
   void take_block(int32_t block, int32_t kept, int32_t count) {
     const int32_t rows = smaller(kBlock, head_->length - block * kBlock);
@@ -88,12 +98,13 @@ class Backward {
     load_block(Rows{head_->q[first], head_->q.pitch}, rows, head_->dim, head_->q_bias, a_.scale < 0,
                query_.rows);
     load_block(Rows{from[first], from.pitch}, rows, head_->dim, nullptr, false, out_.rows);
-    read_rows(first, rows);
+    find_shifts(first, rows);
     for (Side* const side : {&query_, &out_}) {
       pack_across(side->rows, side->across + kept * kBlock);
       multiply_keys(*side, rows);
     }
-    for (int32_t r = 0; r < kBlock; r += 2) make_weights(r, rows, kept, count);
+    for (int32_t r = 0; r < kBlock; ++r) ahead_.row(block * kBlock + r);
+    make_weights(rows, kept, count);
     const int32_t steps = keys_.wide() / kDepth;
     for (int32_t d = 0; d < head_->dim; d += kBlock) {
       multiply(rows, steps, Left{slopes_, pitch_}, Right{k_ + int64_t{d} * keys_.wide(), steps * kTile},
@@ -103,7 +114,7 @@ class Backward {
   }
 
   // A block's rows as columns.
-  void pack_across(const uint16_t* rows, uint16_t* to) const {
+  [[gnu::noinline]] void pack_across(const uint16_t* rows, uint16_t* to) const {
     for (int32_t d = 0; d < head_->dim; d += kLanes) {
       Words tile[16];
 #pragma GCC unroll 16
@@ -117,25 +128,17 @@ class Backward {
     }
   }
 
-  // Of each row what is subtracted in the exponent of 2 and from the weights' gradients.
-  void read_rows(int64_t first, int32_t rows) {
-    const int32_t dim = head_->dim;
-    const Rows out = head_->dense_rows<const uint16_t>(a_, g_.out);
+  // What is subtracted in each row's exponent of 2; weights of rows that are not there become 0.
+  void find_shifts(int64_t first, int32_t rows) {
     const float* const lse = g_.lse + head_->head * a_.total + head_->first_row + first;
     for (int32_t r = 0; r < kBlock; ++r) {
-      const uint16_t *const q = query_.rows + r * dim, *const grad = out_.rows + r * dim;
-      Floats logit{}, delta = r < rows ? products(grad, out[first + r], dim) : Floats{};
-      if (head_->k_bias != nullptr) {
-        logit = products(q, head_->k_bias, dim) * scale_;
-        delta = delta - products(grad, head_->v_bias, dim);
-      }
-      rows_[r] = logit;
-      rows_[kBlock + r] = delta;
-      shift_[r] = r < rows ? lse[r] : __builtin_inff();  // weights of rows that are not there are 0
+      shift_[r] = r < rows ? lse[r] : __builtin_inff();
+      rows_[r] = head_->k_bias == nullptr
+                     ? Floats{}
+                     : products(query_.rows + r * head_->dim, head_->k_bias, head_->dim);
     }
     for (int32_t r = 0; r < kBlock; r += kLanes) {
-      store(shift_ + r, (load<Floats>(shift_ + r) - row_sums(rows_ + r)) * kLog2e);
-      store(delta_ + r, row_sums(rows_ + kBlock + r));
+      store(shift_ + r, (load<Floats>(shift_ + r) - row_sums(rows_ + r) * scale_) * kLog2e);
     }
   }
 
@@ -148,38 +151,76 @@ class Backward {
     }
   }
 
-  // Weights and the scores' gradients of sixteen keys of a row, 0 but for the first `count`.
-  struct Slice {
-    Floats weights, slopes;
-  };
-  Slice slice(int32_t row, int32_t key) const {
-    const int64_t at = row * pitch_ + key;
-    const Floats exponent = load<Floats>(query_.products + at) * (scale_ * kLog2e) - shift_[row];
-    Slice one{exp2(exponent), load<Floats>(out_.products + at) - delta_[row]};
-    one.slopes = one.slopes * one.weights;
-    if (const int32_t left = keys_.count - key; left < kLanes) {
-      one.weights = first(left, one.weights, 0);
-      one.slopes = first(left, one.slopes, 0);
-    }
-    return one;
+  // A row's weights take the scores' place.
+  [[gnu::noinline]] void find_weights(int32_t r) {
+    float* const scores = query_.products + r * pitch_;
+    const float* const gradients = out_.products + r * pitch_;
+    const Floats shift = all(shift_[r]);
+    const float scale = scale_ * kLog2e;
+    const int32_t wide = keys_.wide(), whole = keys_.count / kLanes * kLanes;
+    Floats sum{}, product{};
+    const auto put = [&](int32_t j, Floats weights) {
+      sum = sum + weights;
+      product = product + weights * load<Floats>(gradients + j);
+      store(scores + j, weights);
+    };
+    const auto weights = [&](int32_t j) { return exp2(load<Floats>(scores + j) * scale - shift); };
+    for (int32_t j = 0; j < whole; j += kLanes) put(j, weights(j));
+    for (int32_t j = whole; j < wide; j += kLanes) put(j, first(keys_.count - j, weights(j), 0));
+    rows_[r] = sum;
+    rows_[kBlock + r] = product;
   }
 
-  // Of rows r and r + 1.
-  void make_weights(int32_t r, int32_t rows, int32_t kept, int32_t count) {
+  // What is taken off the weights' gradients of a row: their mean by weight. It is grad_out . out, but
+  // out was rounded, and where one weight is nearly 1 the difference is smaller than that.
+  void find_means(int32_t r) {
+    const Floats sum = row_sums(rows_ + r), product = row_sums(rows_ + kBlock + r);
+    store(mean_ + r, sum > 0 ? product / sum : Floats{});
+  }
+
+  // Of rows r and r + 1: weights, and the scores' gradients twice, by queries for dq and in pairs of
+  // queries for dk.
+  [[gnu::noinline]] void write_weights(int32_t r, int32_t kept, int32_t count) const {
+    const float *const one = query_.products + r * pitch_, *const next = one + pitch_;
+    const float* const gradients = out_.products + r * pitch_;
+    uint16_t* const weights = out_.weights + kept * kTile + r * kLanes;
+    uint16_t* const slopes = query_.weights + kept * kTile + r * kLanes;
+    uint16_t* const row = slopes_ + r * pitch_;
+    const int64_t column = int64_t{count} * kTile, pitch = pitch_;
+    const Floats mean = all(mean_[r]), next_mean = all(mean_[r + 1]);
+    const int32_t wide = keys_.wide();
+    int64_t at = 0;
+    for (int32_t j = 0; j < wide; j += kLanes, at += column) {
+      const Floats a = load<Floats>(one + j), b = load<Floats>(next + j);
+      store(weights + at, paired(rounded(a, b)));
+      const Halves both = rounded(a * (load<Floats>(gradients + j) - mean),
+                                  b * (load<Floats>(gradients + pitch + j) - next_mean));
+      store(slopes + at, paired(both));
+      store_apart(row + j, row + pitch + j, both);
+    }
+  }
+
+  void write_zero_weights(int32_t r, int32_t kept, int32_t count) const {
     for (int32_t j = 0; j < keys_.wide(); j += kLanes) {
       const int64_t at = (int64_t{j / kLanes} * count + kept) * kTile + r * kLanes;
-      if (r >= rows) {
-        store(query_.weights + at, Words{});
-        store(out_.weights + at, Words{});
-        continue;
+      store(query_.weights + at, Words{});
+      store(out_.weights + at, Words{});
+    }
+  }
+
+  // Sixteen rows at a time: what the first step writes is still near for the next.
+  void make_weights(int32_t rows, int32_t kept, int32_t count) {
+    for (int32_t first = 0; first < kBlock; first += kLanes) {
+      const int32_t end = smaller(first + kLanes, (rows + 1) / 2 * 2);
+      for (int32_t r = first; r < end; ++r) find_weights(r);
+      if (first < end) find_means(first);
+      for (int32_t r = first; r < first + kLanes; r += 2) {
+        if (r < end) {
+          write_weights(r, kept, count);
+        } else {
+          write_zero_weights(r, kept, count);
+        }
       }
-      const Slice one = slice(r, j), next = slice(r + 1, j);
-      store(out_.weights + at, paired(rounded(one.weights, next.weights)));
-      const Halves slopes = rounded(one.slopes, next.slopes);
-      store(query_.weights + at, paired(slopes));
-      __builtin_memcpy(slopes_ + r * pitch_ + j, &slopes, sizeof(HalfRow));
-      __builtin_memcpy(slopes_ + (r + 1) * pitch_ + j, reinterpret_cast<const char*>(&slopes) + sizeof(HalfRow),
-                       sizeof(HalfRow));
     }
   }
 
@@ -194,7 +235,7 @@ class Backward {
     }
   }
 
-  void write_block(int64_t first, int32_t rows) const {
+  [[gnu::noinline]] void write_block(int64_t first, int32_t rows) const {
     const RowsOf<uint16_t> dq = head_->rows<uint16_t>(a_, g_.dq, g_.dq_strides);
     for (int32_t r = 0; r < rows; ++r) {
       for (int32_t d = 0; d < head_->dim; d += kBlock) {
@@ -206,7 +247,7 @@ class Backward {
   }
 
   // The visible keys' rows, times `scale`.
-  void write_transposed(const Side& side, float scale, const RowsOf<uint16_t>& to) const {
+  [[gnu::noinline]] void write_transposed(const Side& side, float scale, const RowsOf<uint16_t>& to) const {
     for (int32_t j = 0; j < keys_.count; j += kLanes) {
       for (int32_t d = 0; d < head_->dim; d += kDepth) {
         Words tile[16];
@@ -244,8 +285,9 @@ class Backward {
   uint16_t *k_, *slopes_;   // packed for dq; [32, pitch_], the scores' gradients
   float* dq_;               // [32, dim], without the scale
   Floats* rows_;            // [2, 32], of each row sixteen shares of a sum
-  float *shift_, *delta_;   // [32]
+  float *shift_, *mean_;    // [32]
   const Head* head_ = nullptr;
+  Ahead ahead_;
   int64_t pitch_ = 0;
 };
 

@@ -22,7 +22,9 @@ void forward(const Attention& a, int64_t begin, int64_t end, void* out, float* l
   Parts parts(thread_scratch(counted.used()));
   Forward forward(parts, a, out, lse);
   const TileUse tiles;
-  for (int64_t pair = begin; pair < end; ++pair) forward(pair);
+  for (int64_t pair = begin; pair < end; ++pair) {
+    forward(pair, pair + 1 < end ? pair + 1 : pair);
+  }
 }
 
 void backward(const Attention& a, const AttentionGradient& g, int64_t begin, int64_t end) {
@@ -31,7 +33,9 @@ void backward(const Attention& a, const AttentionGradient& g, int64_t begin, int
   Parts parts(thread_scratch(counted.used()));
   Backward backward(parts, a, g);
   const TileUse tiles;
-  for (int64_t pair = begin; pair < end; ++pair) backward(pair);
+  for (int64_t pair = begin; pair < end; ++pair) {
+    backward(pair, pair + 1 < end ? pair + 1 : pair);
+  }
 }
 
 }  // namespace

@@ -34,9 +34,12 @@ class Forward {
     }
   }
 
-  void operator()(int64_t pair) {
+  // `next` is the pair that follows, or `pair` itself.
+  void operator()(int64_t pair, int64_t next) {
     const Head head(a_, pair);
     head_ = &head;
+    ahead_.clear();
+    if (next != pair) ahead_.open(Head(a_, next));
     keys_.find(a_, head.sequence);
     if (keys_.count == 0) return write_nothing();
     pitch_ = keys_.wide() + kApart;
@@ -80,6 +83,7 @@ class Forward {
     if (rows > 0) find_maxima(now, rows);
     for (int32_t r = 0; r < rows; ++r) {
       multiply_until(steps * (r + 1) / rows);
+      ahead_.row(turn * kBlock + r);
       make_weights(now, r);
     }
     multiply_until(steps);
@@ -115,7 +119,7 @@ class Forward {
              Sums{output_ + first, head_->dim}, false);
   }
 
-  void find_maxima(const Buffer& buffer, int32_t rows) {
+  [[gnu::noinline]] void find_maxima(const Buffer& buffer, int32_t rows) {
     const float least = -__builtin_inff();
     const int32_t whole = keys_.count / kLanes * kLanes;
     for (int32_t r = 0; r < rows; ++r) {
@@ -129,20 +133,22 @@ class Forward {
     }
   }
 
-  void make_weights(const Buffer& buffer, int32_t r) {
+  [[gnu::noinline]] void make_weights(const Buffer& buffer, int32_t r) {
     const float* const scores = buffer.scores + r * pitch_;
     uint16_t* const weights = buffer.weights + r * pitch_;
     const Floats most = all(most_[r]);
-    const auto weight = [&](int32_t j) { return exp2(load<Floats>(scores + j) * scale_ - most); };
+    const float scale = scale_;
+    const auto weight = [&](int32_t j) { return exp2(load<Floats>(scores + j) * scale - most); };
+    const int32_t count = keys_.count;
     Floats sum{}, more{};
     int32_t j = 0;
-    for (; j + kBlock <= keys_.count; j += kBlock) {
+    for (; j + kBlock <= count; j += kBlock) {
       const Floats low = weight(j), high = weight(j + kLanes);
       sum = sum + low;
       more = more + high;
       store(weights + j, rounded(low, high));
     }
-    if (const int32_t left = keys_.count - j; left > 0) {
+    if (const int32_t left = count - j; left > 0) {
       const Floats low = first(left, weight(j), 0);
       const Floats high = left > kLanes ? first(left - kLanes, weight(j + kLanes), 0) : Floats{};
       sum = sum + low;
@@ -152,7 +158,7 @@ class Forward {
     rows_[r] = sum + more;
   }
 
-  void close_softmax(const Buffer& buffer, int32_t block, int32_t rows) {
+  [[gnu::noinline]] void close_softmax(const Buffer& buffer, int32_t block, int32_t rows) {
     float sums[kBlock];
     for (int32_t r = 0; r < rows; r += kLanes) {
       const Floats sum = row_sums(rows_ + r);
@@ -166,7 +172,7 @@ class Forward {
     }
   }
 
-  void write_output(const Buffer& buffer, int32_t block, int32_t rows) {
+  [[gnu::noinline]] void write_output(const Buffer& buffer, int32_t block, int32_t rows) {
     const RowsOf<uint16_t> out = head_->dense_rows<uint16_t>(a_, out_);
     for (int32_t r = 0; r < rows; ++r) {
       const float* const from = output_ + r * head_->dim;
@@ -205,6 +211,7 @@ class Forward {
   float* most_;         // [32], of each row the largest exponent of 2
   Buffer buffers_[2];
   const Head* head_ = nullptr;
+  Ahead ahead_;
   int64_t pitch_ = 0;
 };
 

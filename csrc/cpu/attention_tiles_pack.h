@@ -64,6 +64,33 @@ struct Head {
   }
 };
 
+// Asks for the rows of the (sequence, head) that is worked on next. A head's rows are short and far
+// apart, so that no prefetcher of the hardware's sees them coming.
+class Ahead {
+ public:
+  void clear() { count_ = length_ = 0; }
+  void open(const Head& head) {
+    clear();
+    length_ = head.length;
+    bytes_ = head.dim * int32_t{sizeof *head.q.first};
+    add(head.q);
+    add(head.k);
+    add(head.v);
+  }
+  void add(const Rows& rows) { rows_[count_++] = rows; }
+  void row(int32_t i) const {
+    if (i >= length_) return;
+    for (int32_t n = 0; n < count_; ++n) {
+      const char* const row = reinterpret_cast<const char*>(rows_[n][i]);
+      for (int32_t at = 0; at < bytes_; at += 64) __builtin_prefetch(row + at, 0, 2);
+    }
+  }
+
+ private:
+  Rows rows_[4];
+  int32_t count_ = 0, length_ = 0, bytes_ = 0;
+};
+
 // The keys that are not masked.
 struct VisibleKeys {
   int32_t* ids;
@@ -72,12 +99,16 @@ struct VisibleKeys {
   VisibleKeys(Parts& parts, const Attention& a) : ids(parts.take<int32_t>(a.n_max)) {}
 
   void find(const Attention& a, int64_t sequence) {
-    count = 0;
     const int32_t length = a.length(sequence);
-    for (int32_t j = 0; j < length; ++j) {
-      ids[count] = j;
-      count += !a.masked(sequence, j);
+    const uint32_t* const words =
+        a.key_bits == nullptr ? nullptr : a.key_bits + sequence * a.key_words();
+    int32_t found = 0;
+    for (int32_t j = 0; j < length; j += 32) {
+      uint32_t seen = words == nullptr ? ~0u : ~words[j / 32];
+      if (length - j < 32) seen &= (1u << (length - j)) - 1;
+      for (; seen != 0; seen &= seen - 1) ids[found++] = j + __builtin_ctz(seen);
     }
+    count = found;
   }
   int32_t wide() const { return padded(count); }
   const uint16_t* row(const Rows& rows, int32_t n) const {
@@ -86,7 +117,8 @@ struct VisibleKeys {
 };
 
 // Neighbours along a row are a pair, rows are columns: [wide / 16][dim / 32] tiles, for x rows^T.
-inline void pack_transposed(const VisibleKeys& keys, const Rows& rows, int32_t dim, uint16_t* to) {
+[[gnu::noinline]] inline void pack_transposed(const VisibleKeys& keys, const Rows& rows,
+                                              int32_t dim, uint16_t* to) {
   for (int32_t j = 0; j < keys.wide(); j += 16) {
     for (int32_t d = 0; d < dim; d += kDepth, to += kTile) {
       Words tile[16];
@@ -104,7 +136,8 @@ inline Words pair_of_rows(const uint16_t* one, const uint16_t* next) {
 }
 
 // Neighbouring rows are a pair: [dim / 16][wide / 32] tiles, for x rows.
-inline void pack_straight(const VisibleKeys& keys, const Rows& rows, int32_t dim, uint16_t* to) {
+[[gnu::noinline]] inline void pack_straight(const VisibleKeys& keys, const Rows& rows,
+                                            int32_t dim, uint16_t* to) {
   for (int32_t j = 0; j < keys.wide(); j += 2) {
     const uint16_t *const one = keys.row(rows, j), *const next = keys.row(rows, j + 1);
     uint16_t* const place = to + j / kDepth * kTile + j % kDepth * kLanes;
@@ -115,8 +148,8 @@ inline void pack_straight(const VisibleKeys& keys, const Rows& rows, int32_t dim
 }
 
 // A block of `count` query rows, the rest zeros: each plus `bias`, or its opposite.
-inline void load_block(const Rows& rows, int32_t count, int32_t dim, const uint16_t* bias,
-                       bool opposite, uint16_t* to) {
+[[gnu::noinline]] inline void load_block(const Rows& rows, int32_t count, int32_t dim,
+                                         const uint16_t* bias, bool opposite, uint16_t* to) {
   const uint32_t flip = opposite ? 0x80008000u : 0;
   for (int32_t r = 0; r < kBlock; ++r) {
     for (int32_t d = 0; d < dim; d += kDepth) {

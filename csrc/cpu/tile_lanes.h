@@ -100,6 +100,16 @@ inline Halves rounded(Floats low, Floats high) {
 #endif
 }
 
+inline void store_apart(void* low, void* high, Halves halves) {
+#ifdef __AVX512BF16__
+  store(low, _mm512_maskz_extracti64x4_epi64(0xF, (__m512i)halves, 0));
+  store(high, _mm512_maskz_extracti64x4_epi64(0xF, (__m512i)halves, 1));
+#else
+  __builtin_memcpy(low, &halves, sizeof(HalfRow));
+  __builtin_memcpy(high, reinterpret_cast<const char*>(&halves) + sizeof(HalfRow), sizeof(HalfRow));
+#endif
+}
+
 // Sixteen bfloat16 as the lower halves of pairs; the two floats of a pair.
 inline Words widened(const uint16_t* from) {
   return __builtin_convertvector(load<HalfRow>(from), Words);

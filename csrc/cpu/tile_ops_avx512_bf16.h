@@ -21,7 +21,7 @@ inline Floats add_products(Floats sum, Words a, Words b) {
 
 constexpr int kHigh = 8;
 
-inline void multiply_rows(int32_t steps, Left a, Right b, Sums c, bool add) {
+[[gnu::noinline]] inline void multiply_rows(int32_t steps, Left a, Right b, Sums c, bool add) {
   Floats sums[kHigh][2];
 #pragma GCC unroll 8
   for (int r = 0; r < kHigh; ++r) {
