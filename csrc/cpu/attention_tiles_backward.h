@@ -1,10 +1,10 @@
 // The backward pass of attention_tiles_body.h. For a block of 32 queries: scores and the weights'
-// gradients, from them the weights and the scores' gradients in bfloat16, and dq. dk and dv are sums
-// over queries: many blocks' weights are kept, so that few sums over them are read and written again.
+// gradients, from them the weights and the scores' gradients in bfloat16, and dq. dk and dv are
+// sums over queries: many blocks' weights are kept, so that few sums are read and written again.
 // They are made transposed, [dim, keys], since then q and grad_out are what has to be transposed.
 //
-// The biases of k and v change neither the weights nor gradients, as the scores' gradients of a row have
-// the sum 0. The first is taken off lse.
+// The biases of k and v change neither weights nor gradients, as the scores' gradients of a row
+// have the sum 0. That of k is taken off lse.
 #pragma once
 
 #include "cpu/attention_tiles_pack.h"
@@ -107,8 +107,8 @@ class Backward {
     make_weights(rows, kept, count);
     const int32_t steps = keys_.wide() / kDepth;
     for (int32_t d = 0; d < head_->dim; d += kBlock) {
-      multiply(rows, steps, Left{slopes_, pitch_}, Right{k_ + int64_t{d} * keys_.wide(), steps * kTile},
-               Sums{dq_ + d, head_->dim}, false);
+      const Right keys{k_ + int64_t{d} * keys_.wide(), steps * kTile};
+      multiply(rows, steps, Left{slopes_, pitch_}, keys, Sums{dq_ + d, head_->dim}, false);
     }
     write_block(first, rows);
   }
@@ -171,15 +171,15 @@ class Backward {
     rows_[kBlock + r] = product;
   }
 
-  // What is taken off the weights' gradients of a row: their mean by weight. It is grad_out . out, but
-  // out was rounded, and where one weight is nearly 1 the difference is smaller than that.
+  // What is taken off the weights' gradients of a row: their mean by weight. It is grad_out . out,
+  // but out was rounded, and where one weight is nearly 1 the difference is smaller than that.
   void find_means(int32_t r) {
     const Floats sum = row_sums(rows_ + r), product = row_sums(rows_ + kBlock + r);
     store(mean_ + r, sum > 0 ? product / sum : Floats{});
   }
 
-  // Of rows r and r + 1: weights, and the scores' gradients twice, by queries for dq and in pairs of
-  // queries for dk.
+  // Of rows r and r + 1: weights, and the scores' gradients twice, by queries for dq and in pairs
+  // of queries for dk.
   [[gnu::noinline]] void write_weights(int32_t r, int32_t kept, int32_t count) const {
     const float *const one = query_.products + r * pitch_, *const next = one + pitch_;
     const float* const gradients = out_.products + r * pitch_;
@@ -247,17 +247,20 @@ class Backward {
   }
 
   // The visible keys' rows, times `scale`.
-  [[gnu::noinline]] void write_transposed(const Side& side, float scale, const RowsOf<uint16_t>& to) const {
+  [[gnu::noinline]] void write_transposed(const Side& side, float scale,
+                                          const RowsOf<uint16_t>& to) const {
     for (int32_t j = 0; j < keys_.count; j += kLanes) {
       for (int32_t d = 0; d < head_->dim; d += kDepth) {
         Words tile[16];
 #pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) {
-          const float* const from = side.sums + (d + 2 * i) * pitch_ + j;
-          tile[i] = paired(rounded(load<Floats>(from) * scale, load<Floats>(from + pitch_) * scale));
+          const float *const one = side.sums + (d + 2 * i) * pitch_ + j, *const next = one + pitch_;
+          tile[i] = paired(rounded(load<Floats>(one) * scale, load<Floats>(next) * scale));
         }
         transpose(tile);
-        for (int i = 0; i < 16 && j + i < keys_.count; ++i) store(to[keys_.ids[j + i]] + d, tile[i]);
+        for (int i = 0; i < 16 && j + i < keys_.count; ++i) {
+          store(to[keys_.ids[j + i]] + d, tile[i]);
+        }
       }
     }
   }

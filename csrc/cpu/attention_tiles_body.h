@@ -21,6 +21,7 @@ void forward(const Attention& a, int64_t begin, int64_t end, void* out, float* l
   Forward(counted, a, out, lse);
   Parts parts(thread_scratch(counted.used()));
   Forward forward(parts, a, out, lse);
+  const WithoutSubnormals without_subnormals;
   const TileUse tiles;
   for (int64_t pair = begin; pair < end; ++pair) {
     forward(pair, pair + 1 < end ? pair + 1 : pair);
@@ -32,6 +33,7 @@ void backward(const Attention& a, const AttentionGradient& g, int64_t begin, int
   Backward(counted, a, g);
   Parts parts(thread_scratch(counted.used()));
   Backward backward(parts, a, g);
+  const WithoutSubnormals without_subnormals;
   const TileUse tiles;
   for (int64_t pair = begin; pair < end; ++pair) {
     backward(pair, pair + 1 < end ? pair + 1 : pair);

@@ -1,6 +1,6 @@
 // The forward pass of attention_tiles_body.h. Blocks of 32 queries go through three stages: scores,
-// softmax, output. In a turn each stage has another block, so that the tiles multiply for two of them
-// while the vectors work on the third.
+// softmax, output. In a turn each stage has another block, so that the tiles multiply for two of
+// them while the vectors work on the third.
 //
 // The bias of k moves all logits of a row alike: the softmax does not see it, lse alone does. That
 // of v, as the weights' sum is 1, is added to out.

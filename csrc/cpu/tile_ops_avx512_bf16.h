@@ -1,5 +1,5 @@
-// Products of tiles in AVX-512 registers (VDPBF16PS): eight rows by 32 columns of sums, 16 registers,
-// which ten loads feed for each pair.
+// Products of tiles in AVX-512 registers (VDPBF16PS): eight rows by 32 columns of sums, 16
+// registers, which ten loads feed for each pair.
 #pragma once
 
 #include <immintrin.h>

@@ -1,6 +1,6 @@
-// The attention on tiles against the truth of attention_calls.h. Compiled once for each of
-// SPCXR_TILE_ISA: `emulated` runs the kernels' code on the instructions of tile_emulation.h, without
-// an argument those of this CPU; 77 when it lacks them.
+// The attention on tiles against the truth of attention_calls.h. Compiled once for each
+// SPCXR_TILE_ISA: `emulated` runs the kernels' code on the instructions of tile_emulation.h,
+// without an argument on those of this CPU; 77 when it lacks them.
 #define SPCXR_ISA emulated
 #include "tile_emulation.h"
 
@@ -60,7 +60,9 @@ struct Three {
   void fill(int which, const std::vector<float>& values) {
     for (size_t i = 0; i < values.size(); ++i) *at(which, int64_t(i)) = bits16(values[i]);
   }
-  uint16_t* at(int which, int64_t i) const { return (*this)[which] + i / width * pitch + i % width; }
+  uint16_t* at(int which, int64_t i) const {
+    return (*this)[which] + i / width * pitch + i % width;
+  }
 
   int64_t width, pitch, apart;
   Strides strides;
@@ -116,8 +118,8 @@ class Run {
   Attention a_;
 };
 
-// A call, and the errors that torch 2.13's scaled_dot_product_attention has on it in bfloat16: of out,
-// dq, dk, dv.
+// A call, and the errors that torch 2.13's scaled_dot_product_attention has on it in bfloat16: of
+// out, dq, dk, dv.
 struct Case {
   AttentionShape shape;
   double torch[4];

@@ -1,7 +1,7 @@
-// The instructions of tile_ops_amx.h and tile_ops_avx512_bf16.h in plain C++, as Intel defines them:
-// sums in float, each operation rounded to nearest, subnormal numbers taken for 0 and replaced by it.
-// A product of two bfloat16 is exact in float, so that a fused multiply-add is a product and a sum.
-// Use of tiles that are not configured ends the test.
+// The instructions of tile_ops_amx.h and tile_ops_avx512_bf16.h in plain C++, as Intel defines
+// them: sums in float, each operation rounded to nearest, subnormal numbers taken for 0 and
+// replaced by it. A product of two bfloat16 is exact in float, so that a fused multiply-add is a
+// product and a sum. Use of tiles that are not configured ends the test.
 #pragma once
 
 #include <immintrin.h>
@@ -76,7 +76,9 @@ inline void multiply_tiles(int c, int a, int b) {
         odd[n] = flushed(odd[n] + product(left[m][2 * k + 1], right[k][2 * n + 1]));
       }
     }
-    for (int n = 0; n < 16; ++n) sums[m][n] = flushed(flushed(sums[m][n]) + flushed(even[n] + odd[n]));
+    for (int n = 0; n < 16; ++n) {
+      sums[m][n] = flushed(flushed(sums[m][n]) + flushed(even[n] + odd[n]));
+    }
   }
   std::memcpy(tiles.tile(c), sums, sizeof sums);
 }
