@@ -123,8 +123,7 @@ class Forward : Head<Token> {
         values_(parts.take<float>(this->panels_ * this->key_panel())),
         queries_(parts.take<float>(kMostQueries * this->width_)),
         scores_(parts.take<float>(most_scores(a.n_max))),
-        outs_(parts.take<float>(kMostQueries * this->width_)),
-        inverse_(parts.take<float>(kMostQueries)) {}
+        outs_(parts.take<float>(kMostQueries * this->width_)) {}
 
   void operator()(int64_t pair, void* out, float* lse) {
     this->open(pair);
@@ -135,9 +134,11 @@ class Forward : Head<Token> {
     this->by_panels(a.k, a.k_strides, 1, [&](int32_t j, const float* stage) {
       put_across(stage, this->width_, across_ + int64_t{j} * this->width_);
     });
-    this->by_panels(a.v, a.v_strides, 2, [&](int32_t j, const float* stage) {
-      this->put_keys(stage, j, values_);
-    });
+    const Bits* const v = this->first(a.v, a.v_strides);
+    for (int32_t j = 0; j < this->keys_; ++j) {
+      read_row<Token>(v + this->visible_[j] * a.v_strides.token, this->entry(2), a.dim,
+                      values_ + j * kPanel, this->key_panel());
+    }
     const int32_t most = most_queries(this->keys_);
     const int32_t blocks = (this->length_ + most - 1) / most;
     for (int32_t k = 0; k < blocks; ++k) block(part(this->length_, blocks, k));
@@ -173,7 +174,7 @@ class Forward : Head<Token> {
     }
     multiply(Product{queries_, width, across_, int64_t{kPanel} * width, scores_, pitch, queries.size,
                      round_up(keys, kVectorFloats) / kVectorFloats, a.dim, false});
-    for (int32_t i = 0; i < queries.size; ++i) softmax(queries.begin + i, i);
+    softmax(queries);
     for (int32_t j = 0; j < keys; j += kMostKeys) {
       multiply(Product{scores_ + j, pitch, values_ + j * kPanel, this->key_panel(), outs_, width,
                        queries.size, width / kVectorFloats, smaller(keys - j, kMostKeys), j > 0});
@@ -183,24 +184,36 @@ class Forward : Head<Token> {
     }
   }
 
-  // A row of scores becomes exp(score - the largest); their sum's inverse is kept.
-  void softmax(int32_t query, int32_t i) {
-    const int32_t keys = this->keys_, end = round_up(keys, kVectorFloats);
-    float* const row = scores_ + i * pitch_of(keys);
-    for (int32_t j = keys; j < end; ++j) row[j] = -__builtin_inff();
+  // A row of scores becomes exp(score - the largest); their sum's inverse is kept. One step after
+  // the other for all rows, so that a row need not wait for what the one before folds.
+  void softmax(const Part& queries) {
+    const int32_t keys = this->keys_, end = round_up(keys, kVectorFloats), pitch = pitch_of(keys);
+    float most[kMostQueries], sum[kMostQueries];
+    for (int32_t i = 0; i < queries.size; ++i) {
+      float* const row = scores_ + i * pitch;
+      for (int32_t j = keys; j < end; ++j) row[j] = -__builtin_inff();
+      most[i] = largest(row, end);
+    }
+    for (int32_t i = 0; i < queries.size; ++i) {
+      float* const row = scores_ + i * pitch;
+      Vector sums{};
+      for (int32_t j = 0; j < end; j += kVectorFloats) {
+        sums += vector_at(row + j) = exponential(vector_at(row + j) - most[i]);
+      }
+      sum[i] = sum_of(sums);
+    }
+    for (int32_t i = 0; i < queries.size; ++i) {
+      inverse_[i] = 1 / sum[i];
+      if (lse_ == nullptr) continue;
+      lse_[this->lse_element(queries.begin + i)] = most[i] + __builtin_logf(sum[i]);
+    }
+  }
+  static float largest(const float* row, int32_t end) {
     Vector mosts = vector_at(row);
     for (int32_t j = kVectorFloats; j < end; j += kVectorFloats) {
       mosts = mosts > vector_at(row + j) ? mosts : vector_at(row + j);
     }
-    float most = mosts[0], sum = 0;
-    for (int v = 1; v < kVectorFloats; ++v) most = most > mosts[v] ? most : mosts[v];
-    Vector sums{};
-    for (int32_t j = 0; j < end; j += kVectorFloats) {
-      sums += vector_at(row + j) = exponential(vector_at(row + j) - most);
-    }
-    for (int v = 0; v < kVectorFloats; ++v) sum += sums[v];
-    inverse_[i] = 1 / sum;
-    if (lse_ != nullptr) lse_[this->lse_element(query)] = most + __builtin_logf(sum);
+    return most_of(mosts);
   }
 
   float* across_;   // keys, in panels [width][kPanel]
@@ -208,7 +221,7 @@ class Forward : Head<Token> {
   float* queries_;  // [., width] times scale
   float* scores_;   // [., pitch_of(keys)]
   float* outs_;     // [., width]
-  float* inverse_;
+  float inverse_[kMostQueries];
   Bits* out_ = nullptr;
   float* lse_ = nullptr;
 };
@@ -301,8 +314,7 @@ class Backward : Head<Token> {
       for (int32_t d = 0; d < width; d += kVectorFloats) {
         products += vector_at(grad + d) * vector_at(out_ + d);
       }
-      delta_[i] = 0;
-      for (int v = 0; v < kVectorFloats; ++v) delta_[i] += products[v];
+      delta_[i] = sum_of(products);
       lse_[i] = g_.lse[this->lse_element(query)];
     }
   }

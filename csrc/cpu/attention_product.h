@@ -136,6 +136,25 @@ inline Vector exponential(Vector x) {
   return sum * (Vector)((VectorBits)shifted << 23);
 }
 
+// The four quarters', then the halves' and the pairs' numbers joined by `join`.
+template <typename Join>
+float fold(const Vector& v, const Join& join) {
+  const Four* const quarters = reinterpret_cast<const Four*>(&v);
+  Four four = quarters[0];
+#pragma GCC unroll 4
+  for (int i = 1; i < kVectorFloats / 4; ++i) four = join(four, quarters[i]);
+  four = join(four, SPCXR_SHUFFLE(four, four, 2, 3, 0, 1));
+  four = join(four, SPCXR_SHUFFLE(four, four, 1, 0, 3, 2));
+  return four[0];
+}
+
+inline float sum_of(const Vector& v) {
+  return fold(v, [](Four a, Four b) { return a + b; });
+}
+inline float most_of(const Vector& v) {
+  return fold(v, [](Four a, Four b) { return a > b ? a : b; });
+}
+
 }  // namespace
 }  // namespace SPCXR_ISA
 }  // namespace spcxr

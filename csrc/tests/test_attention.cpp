@@ -189,14 +189,14 @@ struct Judge {
     const double few = inputs > 1 ? 1 : fewest_keys(run.call);  // so many share the probability
     const double terms = gradient ? size + inputs / few : size;
     // The backward pass reads out as it was stored.
-    absolute = terms * (0x1p-24 * (128 + 8 * inputs * inputs) + (gradient ? 16 * relative : 0));
+    absolute = terms * (0x1p-24 * (256 + 8 * inputs * inputs) + (gradient ? 16 * relative : 0));
   }
   void operator()(double got, double truth) {
     errors.push_back(got - truth);
     CHECK(std::fabs(got - truth) <= 1.01 * relative * std::fabs(truth) + absolute);
   }
   double share() const {
-    const double allowed = relative * size + absolute / 8;
+    const double allowed = relative * size + absolute / 16;
     return allowed > 0 ? root_mean_square(errors) / allowed : 0;
   }
 };
