@@ -27,15 +27,6 @@ class Heads(NamedTuple):
     head: Any
 
 
-class Sizes(NamedTuple):
-    """How many rows and columns a block has, and who computes it."""
-
-    queries: int
-    keys: int
-    num_warps: int
-    num_stages: int
-
-
 def _interpreted_steps(first, end, step):
     return range(first, int(end.handle.data.item()), step)
 
@@ -120,7 +111,7 @@ def _weighted(weights, rows, total):
 
 
 @triton.jit(debug=True, do_not_specialize=["total", "n_max"])
-def forward_kernel(
+def attention_kernel(
     out,
     lse,
     q,
@@ -295,9 +286,11 @@ def _heads(t: torch.Tensor) -> Heads:
     return Heads(t, t.stride(0) if t.dim() == 4 else 0, t.stride(-3), t.stride(-2))
 
 
-def _sizes(q: torch.Tensor, backward: bool) -> Sizes:
-    """Blocks that fit sm_80's shared memory and spill nothing."""
-    return Sizes(64, 64, 4, 2)
+def _sizes(q: torch.Tensor) -> tuple[int, int, dict[str, Any]]:
+    """(rows of a program's own side, rows it meets at a time, options): on sm_80 nothing spills."""
+    exact, wide = q.dtype == torch.float32, q.shape[-1] > 64
+    own, met = ((16 if wide else 32), 16) if exact else (64, 32)
+    return own, met, {"num_warps": 8 if exact or wide else 4, "num_stages": 2, **OPTIONS}
 
 
 def _words(*words: Any) -> tuple[int, int, tuple[Any, ...]]:
@@ -335,22 +328,12 @@ def masked_attention(
     shape = (heads, total) if need_lse else (0,)
     # Rows of no sequence have no keys.
     lse = q.new_full(shape, float("inf"), dtype=torch.float32)
-    block_q, block_k, warps, stages = _sizes(q, backward=False)
-    grid = (pairs * triton.cdiv(n_max, block_q),)
+    own, met, options = _sizes(q)
+    grid = (pairs * triton.cdiv(n_max, own),)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         if grid[0]:
-            forward_kernel[grid](
-                out,
-                lse if need_lse else None,
-                *words,
-                heads,
-                dim,
-                block_q,
-                block_k,
-                num_warps=warps,
-                num_stages=stages,
-                **OPTIONS,
-            )
+            asked = lse if need_lse else None
+            attention_kernel[grid](out, asked, *words, heads, dim, own, met, **options)
         _clear_rest(out, cu_seqlens, heads * dim)
     return out, lse
 
@@ -368,23 +351,20 @@ def masked_attention_backward(
     out: torch.Tensor,
     lse: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``torch.ops.spcxr.masked_attention_backward`` in Triton: (dq, dk, dv), views of one tensor."""
-    pairs, total, words = _words(q, k, v, bias, key_bits, cu_seqlens, n_max, scale)
+    """``torch.ops.spcxr.masked_attention_backward`` in Triton: views of one [.., 3, h, d]."""
+    pairs, _total, words = _words(q, k, v, bias, key_bits, cu_seqlens, n_max, scale)
     heads, dim = q.shape[-2:]
     made = q.new_empty((*q.shape[:-2], 3, heads, dim))
     dq, dk, dv = made.unbind(-3)
     delta = torch.empty_like(lse)
     grad_out, out = grad_out.contiguous(), out.contiguous()
-    block_q, block_k, warps, stages = _sizes(q, backward=True)
-    law = (heads, dim, block_q, block_k)
-    options = {"num_warps": warps, "num_stages": stages, **OPTIONS}
+    own, met, options = _sizes(q)
+    grid = (pairs * triton.cdiv(n_max, own),)
+    dq_words = (_heads(dq), delta, grad_out, *words, out, lse, heads, dim, own, met)
+    dk_dv_words = (_heads(dk), _heads(dv), delta, grad_out, *words, lse, heads, dim, met, own)
     with torch.cuda.device_of(q):
-        if pairs * n_max:
-            grid = (pairs * triton.cdiv(n_max, block_q),)
-            dq_kernel[grid](_heads(dq), delta, grad_out, *words, out, lse, *law, **options)
-            grid = (pairs * triton.cdiv(n_max, block_k),)
-            dk_dv_kernel[grid](
-                _heads(dk), _heads(dv), delta, grad_out, *words, lse, *law, **options
-            )
+        if grid[0]:
+            dq_kernel[grid](*dq_words, **options)
+            dk_dv_kernel[grid](*dk_dv_words, **options)
         _clear_rest(made, cu_seqlens, 3 * heads * dim)
     return dq, dk, dv
