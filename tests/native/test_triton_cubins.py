@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from spcxr.kernels.group_mask import group_mask
+from spcxr.kernels.masked_attention import masked_attention, masked_attention_backward
 from spcxr.kernels.masked_patch_gather import masked_patch_gather, visible_patch_gather
 from spcxr.kernels.masked_reconstruction_loss import masked_reconstruction_loss
 from spcxr.ops.group_mask import PLACEMENTS, Law
@@ -31,10 +32,10 @@ class Pretended:
     def get_current_device(self): return 0
     def get_current_stream(self, device): return 0
 
-made, launch = [], JITFunction.run
+made, launch, kind = [], JITFunction.run, ""
 def compile_only(self, *values, **options):
     options["warmup"] = True
-    made.append(launch(self, *values, **options))
+    made.append((kind, launch(self, *values, **options)))
 JITFunction.run = compile_only
 driver.set_active(Pretended())
 
@@ -66,22 +67,43 @@ masked_patch_gather(*words, fine[:1, :2, :2], one.int(), one, torch.zeros(1, 1, 
 visible_patch_gather(*words, fine[:1, :2, :2], 1, torch.float32)
 masked_reconstruction_loss(torch.zeros(1, 4, 1), *words, fine[:1, :2, :2], True, True, True)
 
+def attend(dtype, dim, bias, bits, starts, *strides):
+    global kind
+    kind = f" {dtype} {dim}".replace("torch.", "")
+    qkv = torch.zeros(count, 197, 3, 6, dim, dtype=dtype)
+    q, k, v = (qkv if starts is None else qkv.flatten(0, 1)).unbind(-3)
+    if strides:
+        q, k, v = (t.as_strided((1, 1, 1, dim), strides) for t in (q, k, v))
+    bias = torch.zeros(3, q.shape[-2], dim, dtype=dtype) if bias else None
+    words = (q, k, v, bias, bits, starts, q.shape[1] if starts is None else 197, dim**-0.5)
+    out, lse = masked_attention(*words, True)
+    masked_attention_backward(out, *words, out, lse)
+
+bits, starts = torch.zeros(count, 7).int(), torch.zeros(count + 1).int()
+attend(torch.bfloat16, 64, False, bits, starts)
+attend(torch.float16, 128, True, bits, starts)
+attend(torch.float16, 16, False, bits, None, 1, 1, 1, 1)
+attend(torch.float32, 128, True, bits, starts)
+
 def told(option, cubin):
     tool = triton.knobs.nvidia.cuobjdump.path
     open(sys.argv[2], "wb").write(cubin)
     return subprocess.run([tool, option, sys.argv[2]], capture_output=True, text=True).stdout
 
 found = []
-for kernel in made:
+for kind, kernel in made:
     usage = told("--dump-resource-usage", kernel.asm["cubin"])
     used = dict(zip(("registers", "stack", "local"), map(int, re.search(
         r"REG:(\\d+) STACK:(\\d+) SHARED:\\d+ LOCAL:(\\d+)", usage).groups())))
     used["shared"] = kernel.metadata.shared
-    words = set(re.findall(r"(?:LDG|STG)[.\\w]*", told("-sass", kernel.asm["cubin"])))
-    marks = [m for m in ("fma.rn", "atom.", "red.global", "bar.sync") if m in kernel.asm["ptx"]]
+    words = set(re.findall(r"(?:LDG|STG|HMMA|HGMMA)[.\\w]*", told("-sass", kernel.asm["cubin"])))
+    marks = ("fma.rn", "atom.", "red.global", "bar.sync", "__assertfail")  # not shared.global
+    marks = [m for m in marks if re.search(r"\\b" + re.escape(m), kernel.asm["ptx"])]
+    name = kernel.metadata.name
     sums_asserted = "overflow detected" in kernel.asm["ttir"]
-    found.append({"name": kernel.metadata.name, "used": used, "words": sorted(words),
-                  "marks": marks, "sums_asserted": sums_asserted})
+    name += "" if name == "rest_kernel" else kind
+    found.append({"name": name, "used": used, "words": sorted(words), "marks": marks,
+                  "sums_asserted": sums_asserted})
 print(json.dumps(found))
 """
 
@@ -104,6 +126,12 @@ def compiled(request, tmp_path_factory):
     return f"sm_{request.param}", json.loads(run.stdout)
 
 
+def attention(found, kinds=""):
+    """The kernels of masked attention, of some types."""
+    kernels = ("attention_kernel", "dq_kernel", "dk_dv_kernel")
+    return [k for k in found if k["name"].startswith(kernels) and kinds in k["name"]]
+
+
 def test_kernels_stay_within_their_budgets(compiled):
     """A kernel may use less than allowed, of its dtypes the worst, never more; none spills."""
     architecture, found = compiled
@@ -118,7 +146,10 @@ def test_kernels_stay_within_their_budgets(compiled):
 
 def test_floats_are_rounded_one_by_one_and_added_in_a_fixed_order(compiled):
     for kernel in compiled[1]:
-        assert not {"fma.rn", "atom.", "red.global"} & set(kernel["marks"]), kernel["name"]
+        banned = {"fma.rn", "atom.", "red.global"}
+        if kernel in attention(compiled[1]):  # its sums are one product after another
+            banned.remove("fma.rn")
+        assert not banned & set(kernel["marks"]), kernel["name"]
 
 
 def test_words_of_the_generator_may_wrap(compiled):
@@ -142,3 +173,21 @@ def test_rows_are_read_and_written_by_wide_words(compiled):
     ):
         kernel = next(k for k in compiled[1] if k["name"] == name)
         assert {load, store} <= set(kernel["words"]), kernel
+
+
+def test_attention_runs_on_tensor_cores(compiled):
+    """In 16 bits; float32 is not rounded to tf32. Rows are read and written 16 bytes at a time."""
+    architecture, found = compiled
+    unit = {"sm_80": "HMMA", "sm_90": "HGMMA"}[architecture]
+    for kernel in attention(found, "float16"):  # and bfloat16
+        assert any(word.startswith(unit) for word in kernel["words"]), kernel
+    for kernel in attention(found, "float32"):
+        assert not any("MMA" in word for word in kernel["words"]), kernel
+    for kernel in attention(found, "64") + attention(found, "128"):
+        wide = ("LDG.E.128", "LDGSTS.E.BYPASS.128"), ("STG.E.128",)
+        assert all(set(words) & set(kernel["words"]) for words in wide), kernel
+
+
+def test_attention_stops_at_impossible_sequences(compiled):
+    for kernel in attention(compiled[1], "128"):
+        assert "__assertfail" in kernel["marks"], kernel["name"]
