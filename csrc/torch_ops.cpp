@@ -227,6 +227,7 @@ std::tuple<Tensor, Tensor, Tensor> visible_patch_gather_on_cpu(
     Tensor pixels, MaybeTensor boxes, MaybeTensor flip, Tensor scale, Tensor shift,
     std::vector<int64_t> size, int64_t patch, Tensor mask, int64_t rows, ScalarType dtype) {
   const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
+  check(spcxr::refuse_packed(views));
   expect(mask, "mask", ScalarType::Bool, {views.count, views.grid_h(), views.grid_w()}, pixels);
   const auto type = token_type(dtype);
   Tensor starts = torch::stable::new_empty(pixels, {views.count + 1}, ScalarType::Int);
@@ -354,6 +355,7 @@ std::tuple<Tensor, Tensor, Tensor> visible_patch_gather_on_cuda(
     std::vector<int64_t> size, int64_t patch, Tensor mask, int64_t rows, ScalarType dtype) {
   const torch::stable::accelerator::DeviceGuard guard(pixels.get_device_index());
   const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
+  check(spcxr::refuse_packed(views));
   expect(mask, "mask", ScalarType::Bool, {views.count, views.grid_h(), views.grid_w()}, pixels);
   Tensor starts = torch::stable::new_empty(pixels, {views.count + 1}, ScalarType::Int);
   Tensor tokens = torch::stable::new_empty(pixels, {rows, views.row_length()}, dtype);
