@@ -3,11 +3,11 @@
     pytest benchmarks/bench_masked_attention.py
 
 6 heads of 64; on the CPU 16 images (4 above 257 tokens) and all threads, on CUDA 64 images.
-`hidden` per cent of each image's keys are masked at random; `ragged` sequences have N/2 to N tokens, packed
-for us and for `varlen_attn`, padded and masked for those that cannot pack. Backward rows time
-forward and backward together. The contenders run in the same dtype; on the CPU SDPA in float32
-stands beside bfloat16 too, since that is what a user would be better off with. The targets of
-bfloat16 on the CPU are those of a machine with AMX. Correctness is asserted before each timing.
+`hidden` per cent of each image's keys are masked at random; `ragged` sequences have N/2 to N
+tokens, packed for us and for `varlen_attn`, padded and masked for those that cannot pack. Backward
+rows time forward and backward together. The contenders run in the same dtype; on the CPU SDPA in
+float32 stands beside bfloat16 too, since that is what a user would be better off with. The targets
+of bfloat16 on the CPU are those of a machine with AMX. Correctness is asserted before each timing.
 """
 
 import pytest

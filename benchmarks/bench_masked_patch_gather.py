@@ -70,14 +70,18 @@ def test_visible(timed, require_backend, device):
     views = whole_views(images(), patch_px=PATCH, scale=SCALE, shift=SHIFT).to(device)
     mask, ids = (t.to(device) for t in kept())
     rows = IMAGES * KEPT
-    made = timed(
-        lambda: visible_patch_gather(views, mask, rows=rows, dtype=HALF, backend="native"),
+
+    def call():
+        return visible_patch_gather(views, mask, rows=rows, dtype=HALF, backend="native")
+
+    close(call().tokens.view(IMAGES, KEPT, -1), visible_formula(views.pixels, ids))
+    timed(
+        call,
         what="native",
         group="visible",
         images=IMAGES,
         nbytes=rows * PATCH**2 * 3,
     )
-    close(made.tokens.view(IMAGES, KEPT, -1), visible_formula(views.pixels, ids))
     timed.target("speed", at_least=50, of="eager")
     timed.target("speed", at_least=10, of="torch.compile")
 
@@ -108,15 +112,19 @@ def test_noise(timed, require_backend, device):
     require_backend("masked_patch_gather", "native")
     views = whole_views(images(), patch_px=PATCH, scale=SCALE, shift=SHIFT).to(device)
     fill = noisy().to(device)
-    made = timed(
-        lambda: masked_patch_gather(views, fill, dtype=HALF, backend="native"),
+    few = whole_views(images()[:8], patch_px=PATCH, scale=SCALE, shift=SHIFT)
+
+    def call():
+        return masked_patch_gather(views, fill, dtype=HALF, backend="native")
+
+    close(call()[:8].cpu(), masked_patch_gather(few, noisy(8), dtype=HALF, backend="reference"))
+    timed(
+        call,
         what="native",
         group="noise",
         images=IMAGES,
         nbytes=views.pixels.numel() * 4,  # pixel and mask in, two bytes out
     )
-    few = whole_views(images()[:8], patch_px=PATCH, scale=SCALE, shift=SHIFT)
-    close(made[:8].cpu(), masked_patch_gather(few, noisy(8), dtype=HALF, backend="reference"))
     timed.target("speed", at_least=10, of="torch.compile")
 
 
@@ -157,14 +165,18 @@ def test_cropped(timed, require_backend, device):
     small = views._replace(**{n: getattr(views, n)[:16] for n in views._fields[:5]})
     wanted = masked_patch_gather(small, dtype=HALF, backend="reference")
     views = views.to(device)
-    made = timed(
-        lambda: masked_patch_gather(views, dtype=HALF, backend="native"),
+
+    def call():
+        return masked_patch_gather(views, dtype=HALF, backend="native")
+
+    close(call()[:16].cpu(), wanted)
+    timed(
+        call,
         what="native",
         group="cropped",
         images=IMAGES,
         nbytes=int((boxes[:, 2] * boxes[:, 3]).sum()) + IMAGES * 224 * 224 * 2,
     )
-    close(made[:16].cpu(), wanted)
     timed.target("speed", at_least=8, of="F.interpolate")
 
 

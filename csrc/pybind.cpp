@@ -51,7 +51,7 @@ py::tuple group_mask(const py::array_t<int64_t, py::array::c_style>& image_ids, 
   const int64_t count = image_ids.shape(0);
   const int64_t* ids = image_ids.data();
   for (int64_t b = 0; b < count; ++b) {
-    need(ids[b] >= 0 && ids[b] < spcxr::kMaxImageId, "an image id is not in [0, 2**48)");
+    need(ids[b] >= 0 && ids[b] < spcxr::kMaxImageId, "image ids: one is not in [0, 2**48); number images from 0");
   }
   py::array_t<int32_t> blocks({count, int64_t{law.max_blocks}, int64_t{4}});
   py::array_t<bool> mask({count, grid.first, grid.second});
@@ -196,7 +196,7 @@ py::array masked_patch_gather(const py::array& images, std::pair<int64_t, int64_
   const Optional<int32_t> sources(sources_given, {v.count, blocks.shape(1), 2},
                                   "sources: give [B, K, 2] int32");
   const Optional<int64_t> ids(ids_given, {v.count}, "image ids: give [B] int64");
-  need(blocks.shape(1) <= INT32_MAX, "blocks: too many");
+  need(blocks.shape(1) <= INT32_MAX, "blocks: more than 2**31 an image; give fewer");
   need(view >= 0 && view < 256, "view: give 0 to 255");
   spcxr::Fill f{mask.data(), 1, kind.data(), partner.data(), blocks.data(), sources.data(),
                 static_cast<int32_t>(blocks.shape(1)), ids.data(), seed, epoch,
@@ -224,9 +224,10 @@ py::tuple visible_patch_gather(const py::array& images, const py::array& mask_gi
   const spcxr::TokenType type = token_type_of(dtype);
   const Source source(images, size, patch, scale, shift, boxes, flip);
   const spcxr::Views& v = source.views;
+  const char* const reason = spcxr::refuse_packed(v);
+  need(reason == nullptr, reason);
   const auto mask = small<bool>(mask_given, {v.count, v.grid_h(), v.grid_w()},
                                 "mask: give [B, Gh, Gw] bool, one cell a patch");
-  need(v.count <= INT32_MAX / v.patches(), "images: more than 2**31 patches in one call");
   py::array_t<int32_t> starts(v.count + 1);
   int32_t* const start = starts.mutable_data();
   spcxr::count_visible_cpu(mask.data(), v.count, v.patches(), start);

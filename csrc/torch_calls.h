@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "core/views.h"
@@ -31,6 +32,15 @@ const T* data(const MaybeTensor& t) {
   return t ? data<T>(*t) : nullptr;
 }
 
+// "Int [2, 4]"
+inline std::string wanted(ScalarType type, const std::vector<int64_t>& shape) {
+  std::string text = std::string(torch::headeronly::toString(type)) + " [";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
 // A tensor of this dtype and shape, contiguous, on the device of `beside`.
 inline void expect(const Tensor& t, const char* name, ScalarType type,
                    const std::vector<int64_t>& shape, const Tensor& beside) {
@@ -39,8 +49,8 @@ inline void expect(const Tensor& t, const char* name, ScalarType type,
   for (size_t i = 0; fits && i < shape.size(); ++i) {
     fits = t.size(static_cast<int64_t>(i)) == shape[i];
   }
-  STD_TORCH_CHECK(fits, name, ": another dtype, shape or device than the rest of the call asks for");
-  STD_TORCH_CHECK(t.is_contiguous(), name, ": give a contiguous tensor");
+  STD_TORCH_CHECK(fits, name, ": give ", wanted(type, shape), " on the device of the others");
+  STD_TORCH_CHECK(t.is_contiguous(), name, ": not contiguous; call .contiguous()");
 }
 
 inline TokenType token_type(ScalarType type) {
@@ -53,13 +63,13 @@ inline TokenType token_type(ScalarType type) {
 inline int64_t element_size(ScalarType type) { return type == ScalarType::Float ? 4 : 2; }
 
 inline int32_t int32_of(int64_t value) {
-  STD_TORCH_CHECK(value >= 0 && value <= INT32_MAX, value, " is no size");
+  STD_TORCH_CHECK(value >= 0 && value <= INT32_MAX, value, " is no size; give 0 to 2**31 - 1");
   return static_cast<int32_t>(value);
 }
 
 inline void expect_cpu_isa(const char* isa) {
   STD_TORCH_CHECK(isa != nullptr,
-                  "SPCXR_CPU_ISA names an instruction set that this CPU or build does not have");
+                  "SPCXR_CPU_ISA: this machine or this build lacks it; unset it, or name portable");
 }
 
 }  // namespace spcxr

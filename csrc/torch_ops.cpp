@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor> group_mask_on_cpu(Tensor image_ids, int64_t seed, int
   const auto call = prepare(image_ids, seed, epoch, grid, target, sides, torus, max_blocks);
   for (int64_t b = 0; b < call.count(); ++b) {
     STD_TORCH_CHECK(call.ids()[b] >= 0 && call.ids()[b] < kMaxImageId,
-                    "group_mask: image id ", call.ids()[b], " is not in [0, 2**48)");
+                    "group_mask: image id ", call.ids()[b], " is not in [0, 2**48); number images from 0");
   }
   const auto some = [&](int64_t begin, int64_t end) {
     group_mask_cpu(call.ids() + begin, end - begin, seed, epoch, call.law, call.block(begin),
@@ -179,6 +179,7 @@ std::tuple<Tensor, Tensor, Tensor> visible_patch_gather_on_cpu(
     Tensor pixels, MaybeTensor boxes, MaybeTensor flip, Tensor scale, Tensor shift,
     std::vector<int64_t> size, int64_t patch, Tensor mask, int64_t rows, ScalarType dtype) {
   const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
+  check(spcxr::refuse_packed(views));
   expect(mask, "mask", ScalarType::Bool, {views.count, views.grid_h(), views.grid_w()}, pixels);
   const auto type = token_type(dtype);
   Tensor starts = torch::stable::new_empty(pixels, {views.count + 1}, ScalarType::Int);
@@ -296,6 +297,7 @@ std::tuple<Tensor, Tensor, Tensor> visible_patch_gather_on_cuda(
     std::vector<int64_t> size, int64_t patch, Tensor mask, int64_t rows, ScalarType dtype) {
   const torch::stable::accelerator::DeviceGuard guard(pixels.get_device_index());
   const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
+  check(spcxr::refuse_packed(views));
   expect(mask, "mask", ScalarType::Bool, {views.count, views.grid_h(), views.grid_w()}, pixels);
   Tensor starts = torch::stable::new_empty(pixels, {views.count + 1}, ScalarType::Int);
   Tensor tokens = torch::stable::new_empty(pixels, {rows, views.row_length()}, dtype);

@@ -11,6 +11,7 @@ namespace spcxr {
 
 constexpr int32_t kMaxViewSide = 1 << 15;
 constexpr int32_t kMaxPatch = 256;
+constexpr float kBorderSlack = 1e-3f;  // pixels: what float32 may add at the border (crop_resize.py)
 
 // Sizes of source, view and patch. count (B) may be 0.
 const char* refuse_sizes(const Views& views);
@@ -18,6 +19,9 @@ const char* refuse_sizes(const Views& views);
 // Pixels a side of one cell of a mask of this grid: the patch or 1; 0 when it is neither.
 int32_t mask_unit(const Views& views, int64_t mask_h, int64_t mask_w);
 extern const char* const kMaskRefused;  // the message for 0
+
+// More patches than int32 counts, for the packed rows of visible_patch_gather.
+const char* refuse_packed(const Views& views);
 
 const char* refuse_noise(int64_t seed, int64_t epoch);
 

@@ -49,6 +49,12 @@ struct Fill {
   uint32_t view;
 };
 
+// A bool as its byte: a caller's mask may be other bytes seen as bools (a PNG's 255), and a compiler
+// takes a bool for 0 or 1.
+SPCXR_HD bool flag(const bool* flags, int64_t i) {
+  return reinterpret_cast<const uint8_t*>(flags)[i] != 0;
+}
+
 // One axis of a box: output i looks at `centre(i)` in source pixels through a triangle whose half
 // width is `reach`: antialiased bilinear, as Pillow's. Weights are clipped at the image's border
 // and divided by their sum.
@@ -93,7 +99,7 @@ SPCXR_HD Axis row_axis(const Views& v, int64_t b) {
 }
 
 SPCXR_HD Axis column_axis(const Views& v, int64_t b) {
-  const bool flip = v.flip != nullptr && v.flip[b];
+  const bool flip = v.flip != nullptr && flag(v.flip, b);
   return v.boxes == nullptr
              ? make_axis(0, static_cast<float>(v.source_w), v.source_w, v.out_w, flip)
              : make_axis(v.boxes[b * 4 + 1], v.boxes[b * 4 + 3], v.source_w, v.out_w, flip);
@@ -130,7 +136,7 @@ SPCXR_HD float view_value(const Views& v, int64_t b, const Axis& rows, const Axi
 SPCXR_HD bool is_hidden(const Views& v, const Fill& f, int64_t b, int32_t row, int32_t column) {
   if (f.mask == nullptr) return false;
   const int32_t h = v.out_h / f.unit, w = v.out_w / f.unit;
-  return f.mask[(b * h + row / f.unit) * w + column / f.unit];
+  return flag(f.mask, (b * h + row / f.unit) * w + column / f.unit);
 }
 
 struct Place {

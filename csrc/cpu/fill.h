@@ -28,7 +28,7 @@ class Noise {
     return static_cast<int32_t>(patch * length & 3);
   }
 
-  // Of element e at [ahead + e], where `hidden` (as Cover::elements gives it) is 1.
+  // Of element e at [ahead + e], where `hidden` (as Cover::elements gives it) is not 0.
   const float* operator()(const Stream& stream, int32_t patch, const uint8_t* hidden, bool all) {
     const uint32_t index = static_cast<uint32_t>(patch) * static_cast<uint32_t>(length_);
     const int32_t quads = (ahead(patch, length_) + length_ + 3) / 4;

@@ -162,7 +162,7 @@ void visible_patch_gather(const Views& v, const bool* mask, const int32_t* cu_se
   Work work(parts, v);
   const int64_t size = v.row_length() * int64_t(token_size(type));
   for (int64_t b = begin; b < end; ++b) {
-    const bool* hidden = mask + b * v.patches();
+    const uint8_t* hidden = reinterpret_cast<const uint8_t*>(mask) + b * v.patches();  // see flag()
     int64_t at = cu_seqlens[b];
     work.own.open(b);
     for (int32_t row = 0, n = 0; row < v.grid_h(); ++row) {

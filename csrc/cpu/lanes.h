@@ -134,7 +134,7 @@ inline __m256i pack16(Float16, __m256 a, __m256 b) {
                           _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 
-// Sixteen tokens; where `hidden` is given, those alone that it is 1 for.
+// Sixteen tokens; where `hidden` is given, those alone that it is not 0 for.
 template <bool kNan, typename Token>
 inline void store16(Token token, __m256 a, __m256 b, uint16_t* to, const uint8_t* hidden) {
   __m256i* const place = reinterpret_cast<__m256i*>(to);

@@ -7,10 +7,10 @@ namespace {
 
 bool side(int32_t pixels) { return pixels >= 1 && pixels <= kMaxViewSide; }
 
-// One axis of a box. The border may be missed by what float32 rounds off.
+// One axis of a box: the rule of check_boxes in spcxr/ops/crop_resize.py.
 bool inside(float start, float extent, int32_t source) {
   const float border = static_cast<float>(source);
-  return start >= 0 && start < border && extent > 0 && start + extent <= border * 1.00001f;
+  return start >= -kBorderSlack && extent > 0 && start + extent <= border + kBorderSlack;
 }
 
 bool inside(const int32_t* corner, int32_t height, int32_t width, const Views& v) {
@@ -26,10 +26,10 @@ const char* refuse_shuffle(const Views& v, const Fill& f, int64_t b) {
     const int32_t* block = f.blocks + k * 4;
     if (block[2] == 0) continue;
     if (block[2] < 0 || block[3] < 0 || !inside(block, block[2], block[3], v)) {
-      return "blocks: a rectangle is not inside the view";
+      return "blocks: a rectangle leaves the view; keep top + height and left + width within size";
     }
     if (!inside(f.sources + k * 2, block[2], block[3], v)) {
-      return "sources: the rectangle that fills a block is not inside the view";
+      return "sources: a rectangle leaves the view; keep source + the block's sides within size";
     }
   }
   return nullptr;
@@ -55,7 +55,12 @@ int32_t mask_unit(const Views& v, int64_t mask_h, int64_t mask_w) {
   return 0;
 }
 
-const char* const kMaskRefused = "mask: its grid is neither the view's patches nor its pixels";
+const char* const kMaskRefused = "mask: give one cell a patch of the view, or one a pixel";
+
+const char* refuse_packed(const Views& v) {
+  const bool held = v.count <= INT32_MAX / v.patches();
+  return held ? nullptr : "images: 2**31 patches or more in one call; split the batch";
+}
 
 const char* refuse_noise(int64_t seed, int64_t epoch) {
   const bool held = seed >= 0 && epoch >= 0 && epoch <= INT64_C(0xFFFFFFFF);
@@ -85,12 +90,12 @@ const char* refuse_fill(const Views& v, const Fill& f) {
     if (kind == kNoise) {
       if (f.image_ids == nullptr) return "image ids: noise needs [B] int64";
       if (f.image_ids[b] < 0 || f.image_ids[b] >= kMaxImageId) {
-        return "an image id is not in [0, 2**48)";
+        return "image ids: one is not in [0, 2**48); number images from 0";
       }
     }
     if (kind == kOther) {
       if (f.partner == nullptr) return "partner: the fill other needs [B] int64";
-      if (f.partner[b] < 0 || f.partner[b] >= v.count) return "partner: a row is not in the batch";
+      if (f.partner[b] < 0 || f.partner[b] >= v.count) return "partner: one is no row of the batch; give 0 to B - 1";
       if (f.partner[b] == b) return "partner: an image cannot fill itself; use another kind";
     }
     if (kind == kShuffle) {

@@ -71,7 +71,7 @@ void count_visible_cpu(const bool* mask, int64_t count, int32_t patches, int32_t
   int32_t seen = 0;
   cu_seqlens[0] = 0;
   for (int64_t b = 0; b < count; ++b) {
-    for (int32_t n = 0; n < patches; ++n) seen += !mask[b * patches + n];
+    for (int32_t n = 0; n < patches; ++n) seen += !flag(mask, b * patches + n);
     cu_seqlens[b + 1] = seen;
   }
 }
@@ -81,7 +81,7 @@ int64_t count_hidden_cpu(const Views& views, const bool* mask, int32_t unit, int
   if (mask == nullptr) return 0;
   const int64_t cells = int64_t{views.out_h / unit} * (views.out_w / unit);
   int64_t hidden = 0;
-  for (int64_t i = begin * cells; i < end * cells; ++i) hidden += mask[i];
+  for (int64_t i = begin * cells; i < end * cells; ++i) hidden += flag(mask, i);
   return hidden * unit * unit * views.channels;
 }
 

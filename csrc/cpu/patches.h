@@ -135,32 +135,33 @@ class Cover {
 
   State state(int64_t b, int32_t patch) const {
     if (mask_ == nullptr) return kNone;
-    if (unit_ == v_.patch) return mask_[b * v_.patches() + patch] ? kAll : kNone;
+    if (unit_ == v_.patch) return flag(mask_, b * v_.patches() + patch) ? kAll : kNone;
     const uint8_t* cells = first(b, patch);
-    constexpr uint64_t kOnes = 0x0101010101010101u;  // cells are 0 or 1
-    uint64_t some = 0, all = kOnes, eight;
+    // The upper bit of a byte: whether anything is in it. Cells are 0 or not, see flag().
+    constexpr uint64_t kUpper = 0x8080808080808080u;
+    uint64_t some = 0, all = kUpper, eight;
     for (int32_t r = 0; r < v_.patch; ++r, cells += v_.out_w) {
       int32_t j = 0;
       for (; j + 8 <= v_.patch; j += 8) {
         std::memcpy(&eight, cells + j, 8);
         some |= eight;
-        all &= eight;
+        all &= ((eight & ~kUpper) + ~kUpper) | eight;
       }
       for (; j < v_.patch; ++j) {
         some |= cells[j];
-        all &= cells[j] * kOnes;
+        if (cells[j] == 0) all = 0;
       }
     }
-    return some == 0 ? kNone : all == kOnes ? kAll : kSome;
+    return some == 0 ? kNone : all == kUpper ? kAll : kSome;
   }
 
-  // 1 for every hidden element of the patch, after `ahead` < 4 bytes of 0 and with 4 more behind.
+  // Not 0 for every hidden element of the patch, after `ahead` < 4 bytes of 0 and with 4 more behind.
   const uint8_t* elements(int64_t b, int32_t patch, int32_t ahead) const {
     const int32_t area = v_.patch * v_.patch, length = v_.row_length();
     std::memset(bytes_, 0, 4);
     uint8_t* const one = bytes_ + ahead;
     if (unit_ == v_.patch) {
-      std::memset(one, mask_[b * v_.patches() + patch], size_t(length));
+      std::memset(one, flag(mask_, b * v_.patches() + patch), size_t(length));
     } else {
       copy_square(first(b, patch), v_.out_w, v_.patch, one, v_.patch);
       for (int32_t c = 1; c < v_.channels; ++c) std::memcpy(one + c * area, one, size_t(area));

@@ -33,10 +33,13 @@ count_hidden_kernel(const bool* mask, int64_t cells, double weight, double* coun
     const int64_t words = aligned(mask, 16) ? cells / 16 : 0;
     for (int64_t i = threadIdx.x; i < words; i += blockDim.x) {
       const uint4 w = reinterpret_cast<const uint4*>(mask)[i];
-      constexpr uint32_t ones = 0x01010101u;
-      mine += __popc(w.x & ones) + __popc(w.y & ones) + __popc(w.z & ones) + __popc(w.w & ones);
+      uint32_t set = set_bytes(w.x);  // a bit a byte: four words share one
+      set = set >> 1 | set_bytes(w.y);
+      set = set >> 1 | set_bytes(w.z);
+      set = set >> 1 | set_bytes(w.w);
+      mine += __popc(set);
     }
-    for (int64_t i = words * 16 + threadIdx.x; i < cells; i += blockDim.x) mine += mask[i];
+    for (int64_t i = words * 16 + threadIdx.x; i < cells; i += blockDim.x) mine += flag(mask, i);
   }
   const double sum = block_sum(mine, warp_sums);
   if (threadIdx.x == 0) counts[blockIdx.x] = sum * weight;

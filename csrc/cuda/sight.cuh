@@ -182,21 +182,27 @@ __device__ inline void see_eight(const Views& v, const Sight<Pixel, kWhole>& sig
   }
 }
 
+// The upper bit of each of four bytes: whether anything is in it, see flag().
+__device__ inline uint32_t set_bytes(uint32_t bytes) {
+  return (((bytes & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) | bytes) & 0x80808080u;
+}
+
 // Which of eight neighbours are hidden, as bits. Cells are pixels or patches.
 __device__ inline uint32_t hidden_eight(const Views& v, const Fill& f, const Layout& layout,
                                         int32_t b, Spot at) {
   if (f.mask == nullptr) return 0;
-  if (f.unit != 1) return f.mask[int64_t{b} * layout.patches + at.patch] ? 0xFF : 0;
+  if (f.unit != 1) return flag(f.mask, int64_t{b} * layout.patches + at.patch) ? 0xFF : 0;
   const bool* cells = f.mask + (int64_t{b} * v.out_h + at.row) * v.out_w + at.column;
   uint32_t bits = 0;
   if (aligned(cells, 8)) {
     const uint2 w = *reinterpret_cast<const uint2*>(cells);
+    const uint32_t low = set_bytes(w.x), high = set_bytes(w.y);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      bits |= (w.x >> 8 * i & 1) << i | (w.y >> 8 * i & 1) << (4 + i);
+      bits |= (low >> (8 * i + 7) & 1) << i | (high >> (8 * i + 7) & 1) << (4 + i);
     }
   } else {
-    for (int i = 0; i < 8; ++i) bits |= static_cast<uint32_t>(cells[i]) << i;
+    for (int i = 0; i < 8; ++i) bits |= static_cast<uint32_t>(flag(cells, i)) << i;
   }
   return bits;
 }

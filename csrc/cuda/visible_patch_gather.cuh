@@ -17,7 +17,7 @@ count_visible_kernel(const bool* mask, int32_t patches, int32_t* cu_seqlens) {
   __syncthreads();
   mask += int64_t{blockIdx.x} * patches;
   int32_t mine = 0;
-  for (int32_t n = threadIdx.x; n < patches; n += blockDim.x) mine += !mask[n];
+  for (int32_t n = threadIdx.x; n < patches; n += blockDim.x) mine += !flag(mask, n);
   mine = __reduce_add_sync(0xFFFFFFFFu, mine);
   if (threadIdx.x % 32 == 0) atomicAdd(&visible, mine);
   __syncthreads();
@@ -70,7 +70,7 @@ list_visible_kernel(const bool* mask, int32_t patches, const int32_t* cu_seqlens
   int32_t row = cu_seqlens[blockIdx.x];
   for (int32_t start = 0; start < patches; start += blockDim.x) {
     const int32_t n = start + threadIdx.x;
-    const bool visible = n < patches && !mask[n];
+    const bool visible = n < patches && !flag(mask, n);
     int32_t total;
     const int32_t mine = row + sum_before(visible, warp_sums, total);
     if (visible && mine < rows) ids[mine] = n;

@@ -104,7 +104,12 @@ struct Call {
     const int64_t cells = v.count * (v.out_h / unit) * (v.out_w / unit);
     mask = Buffer<bool>(cells);
     const int law = whole(0, 5);  // all, none, some
-    for (int64_t i = 0; i < cells; ++i) mask[i] = law == 0 || (law > 1 && whole(0, 1));
+    const int32_t most = whole(0, 1) ? 1 : 255;  // a true bool may be any byte but 0
+    for (int64_t i = 0; i < cells; ++i) {
+      const bool hidden = law == 0 || (law > 1 && whole(0, 1));
+      reinterpret_cast<uint8_t*>(mask.data)[i] =
+          static_cast<uint8_t>(hidden ? whole(1, most) : 0);
+    }
     f.mask = mask.data;
     f.n_blocks = whole(0, 3) == 0 ? 300 : whole(0, 9);
     blocks = Buffer<int32_t>(v.count * f.n_blocks * 4);

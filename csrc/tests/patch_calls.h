@@ -173,8 +173,11 @@ struct Call {
     const int64_t cells = v.count * (v.out_h / f.unit) * (v.out_w / f.unit);
     mask = Memory(size_t(cells));
     const int32_t density = dice.below(5), run = dice.between(1, 40);
+    const int32_t most = dice.below(2) ? 1 : 255;  // a true bool may be any byte but 0
     for (int64_t i = 0; i < cells; ++i) {
-      mask.as<bool>()[i] = i > 0 && dice.below(run) ? mask.as<bool>()[i - 1] : dice.below(4) < density;
+      const bool hidden =
+          i > 0 && dice.below(run) ? flag(mask.as<bool>(), i - 1) : dice.below(4) < density;
+      mask.as<uint8_t>()[i] = static_cast<uint8_t>(hidden ? dice.between(1, most) : 0);
     }
     f.mask = mask.as<bool>();
     f.n_blocks = dice.below(6);

@@ -109,8 +109,8 @@ void test_visible(Call<Pixel>& call, bool wide, bool compare) {
   std::vector<std::pair<int64_t, int32_t>> seen;
   std::vector<int32_t> sums{0};
   for (int64_t i = 0; i < v.count * n; ++i) {
-    mask[i] = whole(0, 2) == 0;
-    if (!mask[i]) seen.push_back({i / n, static_cast<int32_t>(i % n)});
+    reinterpret_cast<uint8_t*>(mask.data)[i] = whole(0, 2) == 0 ? 254 : 0;
+    if (!flag(mask.data, i)) seen.push_back({i / n, static_cast<int32_t>(i % n)});
     if (i % n == n - 1) sums.push_back(static_cast<int32_t>(seen.size()));
   }
   const auto total = static_cast<int64_t>(seen.size());

@@ -141,8 +141,9 @@ def sample_fill(
     """Draw masks, kinds, partners and rectangles for a batch: what `masked_patch_gather` applies.
 
     The mask is of patches where the law aligns it to them, of pixels otherwise. Where an image has
-    no partner but itself (a batch of one), `other` and pasting become `noise`: no pixel is called
-    hidden that was not changed.
+    no partner but itself (a batch of one), `other` and pasting become `noise`, and so does
+    `shuffle` where a group is the whole view: no pixel is called hidden that stays what it was
+    (`shuffle` shows other pixels of the image, which may look alike).
 
     Parameters
     ----------
@@ -186,6 +187,9 @@ def sample_fill(
         image_ids, 2 * drawn.shape[1], seed=seed, epoch=epoch, stream=f"shuffle-{view}"
     )
     sources = shuffle_sources(blocks, places.view(len(image_ids), drawn.shape[1], 2), size)
+    whole = (blocks[..., 2:] == torch.tensor(size)).all(-1).any(1)
+    stuck = whole & (kind == FILLS.index("shuffle"))  # such a block has nowhere else to read
+    kind[stuck] = FILLS.index("noise")
     return Fill(mask, kind, partner, blocks, sources, image_ids, seed, epoch, view)
 
 
@@ -228,12 +232,15 @@ def sample_partners(
 
 
 def shuffle_sources(blocks: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where each rectangle of `shuffle` reads: never from its own rows.
+    """Where each rectangle of `shuffle` reads: never where it stands.
+
+    Other rows of the view; a rectangle as high as the view reads other columns. One that is the
+    whole view can only read itself, which `sample_fill` never asks for.
 
     Parameters
     ----------
     blocks
-        ``[B, K, 4]`` int32 (top, left, height, width) in pixels, lower than the image.
+        ``[B, K, 4]`` int32 (top, left, height, width) in pixels, inside the image.
     places
         ``[B, K, 2]`` uniform in [0, 1).
     size
@@ -246,9 +253,11 @@ def shuffle_sources(blocks: Tensor, places: Tensor, size: tuple[int, int]) -> Te
     >>> shuffle_sources(torch.tensor([[[2, 0, 2, 3]]]), torch.tensor([[[0.0, 0.9]]]), (4, 4))
     tensor([[[0, 1]]], dtype=torch.int32)
     """
-    top, _, tall, wide = blocks.long().unbind(-1)
+    top, left, tall, wide = blocks.long().unbind(-1)
     down, right = (size[0] - tall).clamp(min=0), (size[1] - wide).clamp(min=0)
     # One row down and 0 .. down - 1 more, around: any row of corners but the rectangle's own.
     from_top = (top + 1 + (places[..., 0] * down).long()) % (down + 1)
     from_left = torch.minimum((places[..., 1] * (right + 1)).long(), right)
+    beside = (left + 1 + (places[..., 1] * right).long()) % (right + 1)
+    from_left = torch.where(down == 0, beside, from_left)
     return torch.stack([from_top, from_left], -1).int()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spcxr.errors import SpcxrError
+from spcxr.ops.checks import traced, values_seen
 
 PIXEL_TYPES = (torch.uint8, torch.uint16, torch.float32)
 
@@ -21,7 +22,8 @@ def crop_resize(
 
     Equals Pillow's ``resize(size, BILINEAR, box=...)`` up to Pillow's rounding to whole grey
     levels; like Pillow, the filter may read pixels just outside the box, never outside the image.
-    A box that is the whole image at its own size returns the pixels unchanged.
+    A box that is the whole image at its own size returns the pixels unchanged. A float that is not
+    finite makes those pixels of the result not finite whose filter it has a weight in, no others.
 
     Parameters
     ----------
@@ -60,9 +62,19 @@ def crop_resize(
     flip = flip.to(images.device)
     rows = _weights(boxes[:, 0], boxes[:, 2], height, size[0], torch.zeros_like(flip))
     columns = _weights(boxes[:, 1], boxes[:, 3], width, size[1], flip)
-    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would lose grey levels
-        narrow = torch.matmul(images.to(torch.float32), columns.transpose(1, 2)[:, None])
-        return torch.matmul(rows[:, None], narrow)
+    grey = images.to(torch.float32)
+    wild = ~grey.isfinite()
+    if not images.is_floating_point() or (values_seen(images) and not bool(wild.any())):
+        return _product(rows, grey, columns)
+    # A matrix product would spread them over the whole image: 0 times NaN is NaN.
+    touched = _product(rows, wild.float(), columns) > 0
+    made = _product(rows, grey.masked_fill(wild, 0), columns)
+    return made.masked_fill(touched, float("nan"))
+
+
+def _product(rows: Tensor, grey: Tensor, columns: Tensor) -> Tensor:
+    with torch.autocast(grey.device.type, enabled=False):  # bfloat16 would lose grey levels
+        return torch.matmul(rows[:, None], torch.matmul(grey, columns.transpose(1, 2)[:, None]))
 
 
 def _weights(start: Tensor, extent: Tensor, source: int, out: int, flip: Tensor) -> Tensor:
@@ -91,7 +103,8 @@ def _check(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int]) -
         )
     if min(size) < 1:
         raise SpcxrError(f"size is {size}; both sides must be at least 1 px")
-    check_boxes(boxes, (images.shape[2], images.shape[3]))
+    if not traced(boxes):
+        check_boxes(boxes, (images.shape[2], images.shape[3]))
 
 
 def check_boxes(boxes: Tensor, source_px: tuple[int, int]) -> None:

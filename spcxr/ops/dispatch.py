@@ -88,6 +88,22 @@ def register_autograd(verb: str, backward: Callable[..., Any], keep: Callable[..
         torch.library.register_autograd(f"spcxr::{verb}", backward, setup_context=keep)
 
 
+_REFERENCES = torch.library.Library("spcxr_reference", "DEF")
+
+
+def register_reference(
+    schema: str, reference: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A reference as an op, torch.ops.spcxr_reference.<verb>, of the native op's schema: it reads
+    values and loops over them, so torch.compile and fake tensors must take it as a whole."""
+    verb = schema.partition("(")[0]
+    _REFERENCES.define(schema)
+    _REFERENCES.impl(verb, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"spcxr_reference::{verb}", fake, lib=_REFERENCES)
+    op: Callable[..., Any] = getattr(torch.ops.spcxr_reference, verb)
+    return op
+
+
 def interpreted() -> bool:
     """Whether Triton runs in its interpreter, on the CPU (``TRITON_INTERPRET=1``)."""
     return os.environ.get("TRITON_INTERPRET") == "1"

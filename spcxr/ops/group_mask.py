@@ -135,10 +135,10 @@ def group_mask(
     (torch.Size([2, 184, 4]), torch.Size([2, 14, 14]), True)
     """
     philox.check_key(seed, epoch)
-    if image_ids.is_cpu and not torch.compiler.is_compiling():
+    if image_ids.is_cpu:
         philox.check_ids(image_ids)  # elsewhere the kernels check: no synchronisation here
     law = Law.of(grid, ratio, block, placement)
-    kernel = dispatch.kernel("group_mask", backend, image_ids.device.type, _by_law)
+    kernel = dispatch.kernel("group_mask", backend, image_ids.device.type, _REFERENCE)
     return GroupMask(*kernel(image_ids, seed, epoch, *law))
 
 
@@ -233,3 +233,9 @@ def _fake(
 
 
 dispatch.register_fake("group_mask", _fake)
+_REFERENCE = dispatch.register_reference(
+    "group_mask(Tensor image_ids, SymInt seed, SymInt epoch, int[] grid, int[] target, "
+    "int[] sides, bool torus, int max_blocks) -> (Tensor blocks, Tensor mask)",
+    _by_law,
+    _fake,
+)

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import register_flop_formula
 from spcxr.errors import SpcxrError
 from spcxr.ops import dispatch
 from spcxr.ops.attention_reference import WORD, pack_key_mask, reference_attention
-from spcxr.ops.views import TOKEN_TYPES, values_seen
+from spcxr.ops.checks import values_seen
+from spcxr.ops.views import TOKEN_TYPES
 
 VERB = "masked_attention"
 MAX_HEAD_DIM = 256

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from spcxr.errors import SpcxrError
 from spcxr.ops import dispatch, philox
+from spcxr.ops.checks import traced, values_seen
 from spcxr.ops.patches import patchify
 from spcxr.ops.views import (
     FILLS,
+    SCHEMA,
     TOKEN_TYPES,
     Fill,
     Views,
@@ -25,7 +27,6 @@ from spcxr.ops.views import (
     clean_images,
     pixel_mask,
     shuffled,
-    values_seen,
 )
 
 
@@ -83,8 +84,8 @@ def masked_patch_gather(
     _check_dtype(dtype)
     if fill is not None:
         check_fill(views, fill)
-    kernel = dispatch.kernel("masked_patch_gather", backend, views.pixels.device.type, _reference)
-    hidden: tuple[Any, ...] = (None,) * 6 + (0, 0, 0) if fill is None else tuple(fill)
+    kernel = dispatch.kernel("masked_patch_gather", backend, views.pixels.device.type, _REFERENCE)
+    hidden: tuple[Any, ...] = (None,) * 6 + (0, 0, 0) if fill is None else fill.words
     return kernel(*views.words, *hidden, dtype)
 
 
@@ -105,8 +106,9 @@ def visible_patch_gather(
     mask
         ``[B, Gh, Gw]`` bool, True = hidden.
     rows
-        rows of the result, for static shapes; those past the last visible patch are zeros with id
-        -1. None: exactly the visible patches, which are counted first (a GPU is waited for).
+        rows of the result, for static shapes, below 2**31; those past the last visible patch are
+        zeros with id -1. None: exactly the visible patches, which are counted first (a GPU is
+        waited for, and torch.export has nothing to count).
     dtype, backend
         as in `masked_patch_gather`.
 
@@ -118,7 +120,8 @@ def visible_patch_gather(
     Raises
     ------
     SpcxrError
-        parameters that do not fit, or (on the CPU) fewer ``rows`` than visible patches.
+        parameters that do not fit; (on the CPU) fewer ``rows`` than visible patches; 2**31 patches
+        and more.
 
     >>> from spcxr.ops.views import whole_views
     >>> images = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
@@ -130,13 +133,32 @@ def visible_patch_gather(
     check_views(views)
     _check_dtype(dtype)
     check_mask(views, mask, patches_only=True)
-    if rows is None:
-        rows = int((~mask).sum())
-    elif values_seen(mask.device) and rows < int((~mask).sum()):
-        raise SpcxrError(f"rows {rows}: fewer than the {int((~mask).sum())} visible patches")
+    rows = _rows_of(mask, rows)
     device = views.pixels.device.type
-    kernel = dispatch.kernel("visible_patch_gather", backend, device, _visible_reference)
-    return Packed(*kernel(*views.words, mask, rows, dtype))
+    kernel = dispatch.kernel("visible_patch_gather", backend, device, _VISIBLE_REFERENCE)
+    return Packed(*kernel(*views.words, mask.contiguous(), rows, dtype))
+
+
+def _rows_of(mask: Tensor, rows: int | None) -> int:
+    """Rows of the packed result; int32 counts them."""
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if rows is None and traced(mask) and not compiling:  # torch.compile may break its graph here
+        raise SpcxrError(
+            "rows=None counts the visible patches, and torch.export and fake tensors have none to "
+            "count; give rows"
+        )
+    if not traced(mask):
+        if mask.numel() >= 2**31:
+            raise SpcxrError(f"{mask.numel()} patches, 2**31 or more, in one call; split the batch")
+        if rows is not None and not 0 <= rows < 2**31:
+            raise SpcxrError(f"rows {rows}; give 0 to 2**31 - 1, at most {mask.numel()} are needed")
+    if rows is None:
+        return int((~mask).sum())
+    if values_seen(mask) and rows < int((~mask).sum()):
+        raise SpcxrError(
+            f"rows {rows}: fewer than the {int((~mask).sum())} visible patches; give as many"
+        )
+    return rows
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
@@ -207,3 +229,16 @@ def _visible_fake(pixels: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 dispatch.register_fake("masked_patch_gather", _fake)
 dispatch.register_fake("visible_patch_gather", _visible_fake)
+_REFERENCE = dispatch.register_reference(
+    f"masked_patch_gather({SCHEMA}, Tensor? mask, Tensor? kind, Tensor? partner, Tensor? blocks, "
+    "Tensor? sources, Tensor? image_ids, SymInt seed, SymInt epoch, int view, ScalarType dtype) "
+    "-> Tensor",
+    _reference,
+    _fake,
+)
+_VISIBLE_REFERENCE = dispatch.register_reference(
+    f"visible_patch_gather({SCHEMA}, Tensor mask, SymInt rows, ScalarType dtype) -> "
+    "(Tensor tokens, Tensor ids, Tensor cu_seqlens)",
+    _visible_reference,
+    _visible_fake,
+)

@@ -10,7 +10,15 @@ from torch import Tensor
 from spcxr.errors import SpcxrError
 from spcxr.ops import dispatch
 from spcxr.ops.patches import patchify
-from spcxr.ops.views import TOKEN_TYPES, Views, check_mask, check_views, clean_images, pixel_mask
+from spcxr.ops.views import (
+    SCHEMA,
+    TOKEN_TYPES,
+    Views,
+    check_mask,
+    check_views,
+    clean_images,
+    pixel_mask,
+)
 
 DISTANCES = ("l1", "mse")
 PATCH_VARIANCE_FLOOR = 1e-6  # kPatchVarianceFloor of csrc/core/views.h
@@ -28,7 +36,8 @@ def masked_reconstruction_loss(
     """Mean distance between predicted and clean elements over the hidden pixels of the batch.
 
     The target is computed from the raw images again instead of being kept, and where a gradient is
-    wanted it is made in the same pass. Differentiable by ``predicted`` alone, once.
+    wanted it is made in the same pass. Differentiable by ``predicted`` alone, once: what goes twice
+    through the loss raises.
 
     Parameters
     ----------
@@ -79,20 +88,49 @@ def masked_reconstruction_loss(
             "move them to one device"
         )
     verb = "masked_reconstruction_loss"
-    kernel = dispatch.kernel(verb, backend, predicted.device.type, _reference)
+    kernel = dispatch.kernel(verb, backend, predicted.device.type, _REFERENCE)
     wanted = torch.is_grad_enabled() and predicted.requires_grad
     if wanted and predicted.dtype == torch.float16:
         # One element's slope is below what float16 holds before a loss scaler has multiplied it,
         # and the scaler's 65536 is above: the slope stays in float32 until both have met.
         predicted = predicted.float()
-    words = (*views.words, mask, distance == "mse", normalise_patches)
-    if dispatch.choose(verb, backend, predicted.device.type) == "native":
-        return kernel(predicted, *words, wanted)[0]  # its autograd is registered below
-    return _Loss.apply(kernel, predicted, words, wanted)
+    words = (*views.words, mask.contiguous(), distance == "mse", normalise_patches)
+    if dispatch.choose(verb, backend, predicted.device.type) == "triton":
+        return _Loss.apply(kernel, predicted, words, wanted)
+    return kernel(predicted, *words, wanted)[0]  # an op, whose autograd is registered below
+
+
+class _Once(torch.autograd.Function):
+    """The gradient, where a graph of it is made (``create_graph=True``): that graph ends here.
+
+    Not `once_differentiable`, which lets a graph pass whose upstream is a constant: second
+    derivatives by the parameters behind the predictions would then come out, but not in full.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, _upstream: Tensor) -> Tensor:
+        raise SpcxrError(
+            "masked_reconstruction_loss has no second derivative; leave it out of what is "
+            "differentiated with create_graph=True"
+        )
+
+
+def _gradient_of(slope: Tensor, upstream: Tensor) -> Tensor:
+    """d loss / d predicted, times what comes from above; not to be differentiated again."""
+    with torch.no_grad():
+        gradient = slope * upstream.to(slope.dtype)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return gradient
+    once: Tensor = _Once.apply(gradient.requires_grad_())
+    return once
 
 
 class _Loss(torch.autograd.Function):
-    """Autograd of the backends that torch does not know as ops."""
+    """Autograd of the Triton twin, which torch does not know as an op."""
 
     @staticmethod
     def forward(ctx: Any, kernel: Any, predicted: Tensor, words: Any, wanted: bool) -> Tensor:
@@ -101,10 +139,9 @@ class _Loss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return None, gradient * upstream.to(gradient.dtype), None, None
+        return None, _gradient_of(gradient, upstream), None, None
 
 
 def _reference(predicted: Tensor, *words: Any) -> tuple[Tensor, Tensor]:
@@ -117,7 +154,7 @@ def _reference(predicted: Tensor, *words: Any) -> tuple[Tensor, Tensor]:
         variance = target.square().sum(-1, keepdim=True) / max(views.row_length - 1, 1)
         target = target / (variance + PATCH_VARIANCE_FLOOR).sqrt()
     hidden = patchify(pixel_mask(views, mask)[:, None].expand_as(clean), views.patch_px)
-    error = (predicted.float() - target) * hidden
+    error = (predicted.float() - target).masked_fill(~hidden, 0)  # times 0, a NaN would stay
     weight = 1.0 / hidden.sum().clamp(min=1)
     total = (error.square() if squared else error.abs()).sum(dtype=torch.float64)
     loss = (total * weight.double()).float()
@@ -142,8 +179,17 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, upstream: Tensor | None, _of_gradient: None) -> tuple[Any, ...]:
     (gradient,) = ctx.saved_tensors
     rest = (None,) * (ctx.count - 1)
-    return (None if upstream is None else gradient * upstream.to(gradient.dtype)), *rest
+    return (None if upstream is None else _gradient_of(gradient, upstream)), *rest
 
 
 dispatch.register_fake("masked_reconstruction_loss", _fake)
+_REFERENCE = dispatch.register_reference(
+    f"masked_reconstruction_loss(Tensor predicted, {SCHEMA}, Tensor mask, bool squared, "
+    "bool normalise_patches, bool needs_gradient) -> (Tensor loss, Tensor gradient)",
+    _reference,
+    _fake,
+)
+torch.library.register_autograd(
+    "spcxr_reference::masked_reconstruction_loss", _backward, setup_context=_keep
+)
 dispatch.register_autograd("masked_reconstruction_loss", _backward, _keep)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spcxr.errors import SpcxrError
+from spcxr.ops.checks import traced
 
 # A number, once given, stays: reusing one would repeat another stream's randomness.
 STREAMS = {"groups": 1, "crop": 2, "noise": 3, "kind": 4, "partner": 5, "shuffle": 6}
@@ -91,7 +92,9 @@ def check_ids(image_ids: Tensor) -> None:
         raise SpcxrError(
             f"image ids are {image_ids.dtype} of shape {tuple(image_ids.shape)}; give [B] int64"
         )
-    if len(image_ids) and not 0 <= int(image_ids.min()) <= int(image_ids.max()) < MAX_IMAGE_ID:
+    if traced(image_ids) or len(image_ids) == 0:
+        return
+    if not 0 <= int(image_ids.min()) <= int(image_ids.max()) < MAX_IMAGE_ID:
         raise SpcxrError("an image id is negative or 2**48 and more; number images from 0")
 
 

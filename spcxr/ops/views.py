@@ -7,6 +7,7 @@ that of ``csrc/core/views.h``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from spcxr.errors import SpcxrError
 from spcxr.ops import philox
+from spcxr.ops.checks import traced, values_seen
 from spcxr.ops.crop_resize import PIXEL_TYPES, check_boxes, crop_resize
 
 FILLS = ("noise", "zeros", "other", "shuffle")  # by number: FillKind of csrc/core/views.h
 TOKEN_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_SIDE, MAX_PATCH = 1 << 15, 256  # of csrc/core/patch_checks.h
 
 
 class Views(NamedTuple):
@@ -28,7 +31,8 @@ class Views(NamedTuple):
     ----------
     pixels
         ``[B, C, H, W]`` uint8, uint16 or float32, 1 or 3 channels. The pixels of a row lie side by
-        side; rows, channels and images may be strided.
+        side; rows, channels and images may be strided. A float that is not finite makes those
+        pixels of a view not finite whose filter it has a weight in, and no others.
     boxes
         ``[B, 4]`` float32: top, left, height, width in source pixels, inside the image. None: the
         whole image.
@@ -37,9 +41,9 @@ class Views(NamedTuple):
     scale, shift
         ``[B]`` float32: value = grey level * scale + shift.
     size
-        (height, width) of a view in pixels.
+        (height, width) of a view in pixels, at most 32768.
     patch_px
-        side of a patch; divides both.
+        side of a patch, at most 256; divides both.
 
     >>> views = whole_views(torch.zeros(2, 1, 32, 48, dtype=torch.uint8), patch_px=16)
     >>> views.size, views.grid, views.row_length
@@ -66,8 +70,9 @@ class Views(NamedTuple):
 
     @property
     def words(self) -> tuple[Any, ...]:
-        """The arguments of an op, in the order of its schema."""
-        return (*self[:5], list(self.size), self.patch_px)
+        """The arguments of an op, in the order of its schema; all but the pixels contiguous."""
+        small = (t if t is None else t.contiguous() for t in self[1:5])
+        return (self.pixels, *small, list(self.size), self.patch_px)
 
     @classmethod
     def of_words(cls, words: Sequence[Any]) -> Views:
@@ -110,6 +115,11 @@ class Fill(NamedTuple):
     epoch: int
     view: int
 
+    @property
+    def words(self) -> tuple[Any, ...]:
+        """The arguments of an op, in the order of its schema; all tensors contiguous."""
+        return (*(t.contiguous() for t in self[:6]), *self[6:])
+
     def to(self, device: torch.device | str) -> Fill:
         """The same on another device."""
         moved = [t.to(device, non_blocking=True) for t in self[:6]]
@@ -125,6 +135,12 @@ def whole_views(pixels: Tensor, *, patch_px: int, scale: float = 1.0, shift: flo
     count = pixels.new_full((len(pixels),), 0, dtype=torch.float32)
     size = (pixels.shape[2], pixels.shape[3])
     return Views(pixels, None, None, count + scale, count + shift, size, patch_px)
+
+
+# How a schema begins that takes `Views.words`: SPCXR_VIEWS of csrc/torch_ops.cpp.
+SCHEMA = (
+    "Tensor pixels, Tensor? boxes, Tensor? flip, Tensor scale, Tensor shift, int[] size, int patch"
+)
 
 
 # --- checks ---------------------------------------------------------------------------------
@@ -147,7 +163,7 @@ def check_views(views: Views) -> None:
         )
     if pixels.requires_grad:
         raise SpcxrError("images require a gradient, but none flows into pixels; detach them")
-    if pixels.numel() and (min(pixels.shape[2:]) < 1 or pixels.stride(3) != 1):
+    if pixels.numel() and pixels.shape[3] != 1 and pixels.stride(3) != 1:
         raise SpcxrError("the pixels of a row must lie side by side; call .contiguous()")
     height, width, patch = *views.size, views.patch_px
     if patch < 1 or min(height, width) < patch or height % patch or width % patch:
@@ -155,6 +171,7 @@ def check_views(views: Views) -> None:
             f"views of {height}x{width} px do not divide into patches of {patch} px; "
             f"choose sides that are multiples of {patch}"
         )
+    _check_sides(views)
     batch, device = pixels.shape[0], pixels.device
     for name, value in (("scale", views.scale), ("shift", views.shift)):
         _expect(name, value, (batch,), torch.float32, device)
@@ -162,14 +179,30 @@ def check_views(views: Views) -> None:
         _expect("flip", views.flip, (batch,), torch.bool, device)
     if views.boxes is not None:
         _expect("boxes", views.boxes, (batch, 4), torch.float32, device)
-        if values_seen(device):
+        if values_seen(views.boxes):
             check_boxes(views.boxes, (pixels.shape[2], pixels.shape[3]))
+    if values_seen(views.scale, views.shift):
+        _check_finite(views.scale, views.shift)
 
 
-def values_seen(device: torch.device) -> bool:
-    """Whether a check may look at numbers: not on a GPU, which would be waited for, nor while
-    torch.compile traces, when there are none (the kernels of the CPU check them again)."""
-    return device.type == "cpu" and not torch.compiler.is_compiling()
+def _check_finite(scale: Tensor, shift: Tensor) -> None:
+    # A sum is not finite where one number is not: two calls, as a small batch feels each.
+    if math.isfinite(scale.detach().sum()) and math.isfinite(shift.detach().sum()):
+        return
+    for name, value in (("scale", scale), ("shift", shift)):
+        for row in (~value.isfinite()).nonzero()[:1, 0].tolist():
+            raise SpcxrError(f"{name} of image {row} is {float(value[row])}; give finite numbers")
+
+
+def _check_sides(views: Views) -> None:
+    if traced(views.pixels):  # a comparison would tie a dynamic shape to it
+        return
+    sides = (*views.pixels.shape[2:], *views.size)
+    if min(sides) < 1 or max(sides) > MAX_SIDE or views.patch_px > MAX_PATCH:
+        raise SpcxrError(
+            f"images of {sides[0]}x{sides[1]} px, views of {sides[2]}x{sides[3]} px, patches of "
+            f"{views.patch_px} px; give sides of 1 to {MAX_SIDE} px, patches of at most {MAX_PATCH}"
+        )
 
 
 def check_mask(views: Views, mask: Tensor, *, patches_only: bool = False) -> None:
@@ -211,7 +244,7 @@ def check_fill(views: Views, fill: Fill) -> None:
     philox.check_key(fill.seed, fill.epoch)
     if not 0 <= fill.view < philox.MAX_VIEWS:
         raise SpcxrError(f"view {fill.view}; views are numbered 0 to {philox.MAX_VIEWS - 1}")
-    if not values_seen(device) or batch == 0:
+    if not values_seen(*fill[:6]) or batch == 0:
         return
     philox.check_ids(fill.image_ids)
     if not 0 <= int(fill.kind.min()) <= int(fill.kind.max()) < len(FILLS):
@@ -227,9 +260,11 @@ def check_fill(views: Views, fill: Fill) -> None:
 
 
 def _check_blocks(views: Views, fill: Fill) -> None:
-    used = fill.blocks[..., 2] > 0
-    blocks, sources = fill.blocks[used], fill.sources[used]
-    limits = torch.tensor(views.size, dtype=torch.int32)
+    used = fill.blocks[..., 2] != 0
+    blocks, sources = fill.blocks[used].long(), fill.sources[used].long()  # sums beyond int32
+    limits = torch.tensor(views.size)
+    if bool((blocks[:, 2:] < 0).any()):
+        raise SpcxrError("a block of shuffle has a negative side; height 0 pads the list")
     for name, corner in (("block", blocks[:, :2]), ("source", sources)):
         if bool((corner < 0).any()) or bool((corner + blocks[:, 2:] > limits).any()):
             raise SpcxrError(f"a {name} rectangle of shuffle leaves its view of {views.size} px")

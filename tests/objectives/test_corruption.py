@@ -233,7 +233,7 @@ def test_shuffle_reads_other_rows_of_the_image():
         generator = torch.Generator().manual_seed(draw)
         places = torch.rand(1, 4, 2, generator=generator, dtype=torch.float64)
         sources = shuffle_sources(blocks, places, (16, 20))
-        (top, left), (below, beside), _, (whole, _) = sources[0].tolist()
+        (top, left), (below, beside), _, (whole, beyond) = sources[0].tolist()
         assert 0 <= top <= 11
         assert top != 2
         assert 0 <= left <= 14
@@ -241,11 +241,26 @@ def test_shuffle_reads_other_rows_of_the_image():
         assert below != 4
         assert 0 <= beside <= 16
         assert whole == 0  # as tall as the image: only columns move
+        assert beyond != 0
         seen.add(top)
     assert seen == set(range(12)) - {2}
     edge = torch.full((1, 4, 2), 1 - 2.0**-32, dtype=torch.float64)
     last = shuffle_sources(blocks, edge, (16, 20))[0] + blocks[0, :, 2:]
     assert bool((last <= torch.tensor([16, 20])).all())
+
+
+@pytest.mark.parametrize(
+    ("size", "patch_px"), [((16, 48), 16), ((32, 16), 16), ((16, 16), 16), ((2, 5), 1), ((1, 4), 1)]
+)
+def test_shuffle_changes_all_it_hides_on_the_smallest_grids(size, patch_px):
+    clean = torch.arange(1.0, 1 + size[0] * size[1]).view(1, 1, *size).expand(24, 1, *size)
+    law = Corruption(fills=("shuffle",), align_patches=True, alien_ratio=0.0)
+    drawn = sample_fill(torch.arange(24), law, seed=0, epoch=0, size=size, patch_px=patch_px)
+    rows = masked_patch_gather(whole_views(clean, patch_px=patch_px), drawn)
+    views = whole_views(clean, patch_px=patch_px)
+    corrupted, mask = unpatchify(rows, views.grid, patch_px), pixel_mask(views, drawn.mask)
+    assert mask.any((1, 2)).all()
+    assert bool((corrupted[:, 0] != clean[:, 0])[mask].all())
 
 
 def test_a_batch_of_one_falls_to_noise():

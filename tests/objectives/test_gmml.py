@@ -7,6 +7,8 @@ To record the losses anew after a change on purpose:
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,7 +123,7 @@ def scans(batch, side):
     return torch.stack(pictures)[:, None].to(torch.uint8)
 
 
-def ten_steps(monkeypatch=None, backend="auto"):
+def ten_steps(monkeypatch=None, backend="auto", steps=10):
     """Crop, corrupt, rebuild, step: the whole of pretraining in small, with fixed weights."""
     if monkeypatch is not None:
         monkeypatch.setattr(dispatch, "_first_that_can", lambda verb, device: backend)
@@ -136,7 +138,7 @@ def ten_steps(monkeypatch=None, backend="auto"):
     optimiser = torch.optim.AdamW(objective.parameters(), lr=2e-3)
     sources, ids, losses = scans(6, 48), torch.arange(6) + 100, []
     law, levels = Corruption(fills=("noise", "zeros", "other", "shuffle")), torch.ones(6)
-    for epoch in range(10):
+    for epoch in range(steps):
         crops = sample_crops(ids, seed=7, epoch=epoch, source_px=48)
         views = Views(sources, *crops, levels * 4 / 255, -levels, (32, 32), 16)
         fill = sample_fill(ids, law, seed=7, epoch=epoch, size=(32, 32), patch_px=16)
@@ -157,6 +159,26 @@ def test_ten_losses_are_the_recorded_ones(backend, monkeypatch):
     golden = json.loads(GOLDEN.read_text())
     losses = ten_steps(monkeypatch, backend)
     assert losses == pytest.approx(golden["losses"], rel=golden["relative_tolerance"])
+
+
+def test_tritons_losses_are_the_recorded_ones():
+    """Two of the ten: Triton's interpreter takes 8 s a step, in a process of its own."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_gmml
+test_gmml.dispatch._first_that_can = lambda verb, device: "triton"
+print(*test_gmml.ten_steps(steps=2))
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    losses = [float(number) for number in run.stdout.split()]
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text())["losses"][:2], rel=1e-5)
 
 
 @pytest.mark.gpu

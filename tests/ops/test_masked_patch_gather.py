@@ -14,7 +14,7 @@ from spcxr.errors import SpcxrError
 from spcxr.ops import philox
 from spcxr.ops.masked_patch_gather import Packed, masked_patch_gather, visible_patch_gather
 from spcxr.ops.patches import patchify
-from spcxr.ops.views import FILLS, Fill, Views, clean_images, pixel_mask, whole_views
+from spcxr.ops.views import FILLS, Views, clean_images, pixel_mask, whole_views
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -196,65 +196,6 @@ def test_on_a_gpu(name, shape, dtype):
         close(packed.tokens.cpu(), wanted.tokens, dtype)
         assert torch.equal(packed.ids.cpu(), wanted.ids)
         assert torch.equal(packed.cu_seqlens.cpu(), wanted.cu_seqlens)
-
-
-# --- torch's own gates ----------------------------------------------------------------------
-
-
-@needs_native
-def test_opcheck():
-    for name in ("cropped", "native size"):
-        views = views_of(name)
-        fill = fill_of(views)
-        gather, visible = torch.ops.spcxr.masked_patch_gather, torch.ops.spcxr.visible_patch_gather
-        torch.library.opcheck(gather.default, (*views.words, *fill, torch.bfloat16))
-        torch.library.opcheck(gather.default, (*views.words, *(None,) * 6, 0, 0, 0, torch.float16))
-        mask = fill_of(views, by_patch=True).mask
-        torch.library.opcheck(visible.default, (*views.words, mask, 30, torch.float32))
-
-
-def gather_all(pixels, boxes, flip, scale, shift, mask, kind, partner, blocks, sources, ids):
-    views = Views(pixels, boxes, flip, scale, shift, (32, 48), 16)
-    fill = Fill(mask, kind, partner, blocks, sources, ids, 2**35, 3, 1)
-    return masked_patch_gather(views, fill, dtype=torch.bfloat16)
-
-
-def tensors_of(batch):
-    """A batch of any size, by repeating."""
-    views = views_of("cropped")
-    fill = fill_of(views)
-    turn = torch.arange(batch) % 5
-    partner = (torch.arange(batch) + 1) % batch
-    parts = [t[turn] for t in (*views[:5], *fill[:2])]
-    return [*parts, partner, *(t[turn] for t in fill[3:6])]
-
-
-@needs_native
-def test_compiles_whole_and_once():
-    torch._dynamo.reset()
-    compiled = torch.compile(gather_all, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for batch in (6, 7, 11):  # not 4, which torch would take for the four sides of a block
-            parts = tensors_of(batch)
-            assert torch.equal(compiled(*parts), gather_all(*parts))
-
-
-class Gather(torch.nn.Module):
-    def forward(self, pixels, scale, shift, mask):
-        views = Views(pixels, None, None, scale, shift, (32, 48), 16)
-        return visible_patch_gather(views, mask, rows=64).tokens
-
-
-@needs_native
-@pytest.mark.parametrize("strict", [False, True])
-def test_exports_with_a_dynamic_batch(strict):
-    views = views_of("native size")
-    mask = fill_of(views, by_patch=True).mask
-    parts = (views.pixels, views.scale, views.shift, mask)
-    dynamic = ({0: torch.export.Dim("B", min=1)},) * 4
-    program = torch.export.export(Gather(), parts, dynamic_shapes=dynamic, strict=strict)
-    few = tuple(t[:2] for t in parts)
-    assert torch.equal(program.module()(*few), Gather()(*few))
 
 
 # --- what cannot be -------------------------------------------------------------------------

@@ -207,8 +207,10 @@ def test_bad_calls_are_refused(change):
     }
     call = {**good, **change}
     gather(**good)
-    with pytest.raises(ValueError, match=r"^[a-zA-Z].{10,110}$"):
+    with pytest.raises(ValueError, match=r"^[a-zA-Z].{10,110}$") as refused:
         gather(**call)
+    remedies = ("give", "choose", "keep", "number", "call numpy", "must", "use another", "needs")
+    assert any(word in str(refused.value) for word in remedies)
 
 
 def test_visible_wants_a_cell_a_patch():

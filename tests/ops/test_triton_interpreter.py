@@ -72,6 +72,12 @@ for mask in (torch.zeros_like(fill.mask), torch.ones_like(fill.mask)):
     gathered(views, fill._replace(mask=mask), torch.float32)
 # Without blocks nothing is shuffled; the last of the blocks counts where they overlap.
 gathered(views, fill._replace(blocks=fill.blocks[:, :0], sources=fill.sources[:, :0]), HALF)
+# What is not finite spoils what it has a weight in alone.
+odd = views_of("cropped", torch.float32)
+odd.pixels[:, 0, 30, 20] = float("nan")
+made, wanted = (masked_patch_gather(odd, backend=b) for b in BACKENDS)
+assert torch.equal(made.isfinite(), wanted.isfinite())
+assert 0 < int((~made.isfinite()).sum()) < 300
 # Rows, channels and images apart in memory.
 wide = torch.zeros(5, 3, 70, 60, dtype=torch.uint8)
 wide[:, 1:2, 4:65, 6:53] = views.pixels
