@@ -62,7 +62,8 @@ std::tuple<Tensor, Tensor> group_mask_on_cpu(Tensor image_ids, int64_t seed, int
   const auto call = prepare(image_ids, seed, epoch, grid, target, sides, torus, max_blocks);
   for (int64_t b = 0; b < call.count(); ++b) {
     STD_TORCH_CHECK(call.ids()[b] >= 0 && call.ids()[b] < kMaxImageId,
-                    "group_mask: image id ", call.ids()[b], " is not in [0, 2**48); number images from 0");
+                    "group_mask: image id ", call.ids()[b],
+                    " is not in [0, 2**48); number images from 0");
   }
   const auto some = [&](int64_t begin, int64_t end) {
     group_mask_cpu(call.ids() + begin, end - begin, seed, epoch, call.law, call.block(begin),

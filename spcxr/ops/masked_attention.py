@@ -146,7 +146,7 @@ def _check_sequences(cu_seqlens: Tensor, first: Tensor, n_max: int) -> None:
         )
     if cu_seqlens.device != first.device:
         raise SpcxrError(f"cu_seqlens on {cu_seqlens.device}, qkv on {first.device}; move one")
-    if not values_seen(cu_seqlens.device):
+    if not values_seen(cu_seqlens):
         return
     total, lengths = len(first), cu_seqlens.diff()
     if cu_seqlens[0] != 0 or cu_seqlens[-1] > total or (lengths < 0).any():
@@ -291,7 +291,7 @@ def _scores(shape: torch.Size, cu_seqlens: Tensor | None, n_max: int) -> int:
     heads = shape[-2]
     if cu_seqlens is None:
         return shape[0] * n_max**2 * heads
-    if values_seen(cu_seqlens.device) and not isinstance(cu_seqlens, torch._subclasses.FakeTensor):
+    if values_seen(cu_seqlens):
         return int(cu_seqlens.diff().long().square().sum()) * heads
     return (len(cu_seqlens) - 1) * n_max**2 * heads
 
