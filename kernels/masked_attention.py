@@ -90,11 +90,10 @@ def _places(begin, token, i, DIM: tl.constexpr):
 
 @triton.jit
 def _rows(begin, token, i, wanted, bias, DIM: tl.constexpr):
-    """Rows ``i`` of a head with their bias; what is not wanted is not read, and 0."""
+    """Rows ``i`` of a head with their bias; what is not wanted is not read: 0 in its place."""
     tile = tl.load(_places(begin, token, i, DIM), mask=wanted[:, None], other=0)
     if bias is not None:
-        biased = tl.where(wanted[:, None], tile.to(tl.float32) + bias[None, :], 0.0)
-        tile = biased.to(tile.dtype)
+        tile = (tile.to(tl.float32) + bias[None, :]).to(tile.dtype)
     return tile
 
 
@@ -160,7 +159,8 @@ def attention_kernel(
         tl.store(places, made.to(out.dtype.element_ty), mask=asks[:, None])
         if lse is not None:
             known = tl.where(blind, ENDLESS, most + tl.log(weight))
-            tl.store(lse + head.to(tl.int64) * total + row + i, known, mask=asks)
+            line = head.to(tl.int64) * total + row
+            tl.store(lse + line + i, known, mask=asks)
 
 
 @triton.jit(debug=True, do_not_specialize=["total", "n_max"])
@@ -200,9 +200,9 @@ def dq_kernel(
         do = _rows(grad_out + begin, HEADS * DIM, i, asks, None, DIM)
         given = _rows(out + begin, HEADS * DIM, i, asks, None, DIM)
         own = tl.sum(do.to(tl.float32) * given.to(tl.float32), 1)
-        at = head.to(tl.int64) * total + row + i
-        tl.store(delta + at, own, mask=asks)
-        known = tl.load(lse + at, mask=asks, other=ENDLESS)
+        line = head.to(tl.int64) * total + row
+        tl.store(delta + line + i, own, mask=asks)
+        known = tl.load(lse + line + i, mask=asks, other=ENDLESS)
         made = tl.zeros((BLOCK_Q, DIM), tl.float32)
         for first in steps(0, length, BLOCK_K):
             j = first + tl.arange(0, BLOCK_K)
@@ -251,6 +251,7 @@ def dk_dv_kernel(
         keys = _rows(_head(k, cu_seqlens, b, row, head), k.token, j, seen, k_bias, DIM)
         values = _rows(_head(v, cu_seqlens, b, row, head), v.token, j, seen, v_bias, DIM)
         grad_out += (row * HEADS + head) * DIM
+        line = head.to(tl.int64) * total + row
         made_k = tl.zeros((BLOCK_K, DIM), tl.float32)
         made_v = tl.zeros((BLOCK_K, DIM), tl.float32)
         for first in steps(0, length, BLOCK_Q):
@@ -258,9 +259,8 @@ def dk_dv_kernel(
             asks = i < length
             asked = _rows(queries, q.token, i, asks, q_bias, DIM)
             do = _rows(grad_out, HEADS * DIM, i, asks, None, DIM)
-            at = head.to(tl.int64) * total + row + i
-            known = tl.load(lse + at, mask=asks, other=ENDLESS)
-            own = tl.load(delta + at, mask=asks, other=0)
+            known = tl.load(lse + line + i, mask=asks, other=ENDLESS)
+            own = tl.load(delta + line + i, mask=asks, other=0)
             p = tl.exp(_product(keys, asked) * scale - known[None, :])
             made_v = _weighted(p, do, made_v)
             ds = p * (_product(values, do) - own[None, :])
@@ -288,9 +288,9 @@ def _heads(t: torch.Tensor) -> Heads:
 
 def _sizes(q: torch.Tensor) -> tuple[int, int, dict[str, Any]]:
     """(rows of a program's own side, rows it meets at a time, options): on sm_80 nothing spills."""
-    exact, wide = q.dtype == torch.float32, q.shape[-1] > 64
-    own, met = ((16 if wide else 32), 16) if exact else (64, 32)
-    return own, met, {"num_warps": 8 if exact or wide else 4, "num_stages": 2, **OPTIONS}
+    exact, dim = q.dtype == torch.float32, q.shape[-1]
+    own, met = (16 if dim > 32 else 32, 16) if exact else (64, 32)
+    return own, met, {"num_warps": 8 if exact or dim > 64 else 4, "num_stages": 2, **OPTIONS}
 
 
 def _words(*words: Any) -> tuple[int, int, tuple[Any, ...]]:
