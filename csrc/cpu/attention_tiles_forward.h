@@ -69,24 +69,21 @@ class Forward {
     const int32_t steps = outputs + (next > 0 ? keys_.wide() / kBlock : 0);
     Buffer& now = buffers_[turn & 1];
     Buffer& other = buffers_[~turn & 1];
-    int32_t step = 0;
-    const auto multiply_until = [&](int32_t end) {
-      for (; step < end; ++step) {
-        if (step < outputs) {
-          make_output(other, last, step * kBlock);
-        } else {
-          make_scores(other, next, (step - outputs) * kBlock);
-        }
-      }
-    };
     if (next > 0) load_queries(turn + 1, other, next);
     if (rows > 0) find_maxima(now, rows);
-    for (int32_t r = 0; r < rows; ++r) {
-      multiply_until(steps * (r + 1) / rows);
-      ahead_.row(turn * kBlock + r);
-      make_weights(now, r);
+    int32_t done = 0;
+    for (int32_t step = 0; step < steps; ++step) {
+      if (step < outputs) {
+        make_output(other, last, step * kBlock);
+      } else {
+        make_scores(other, next, (step - outputs) * kBlock);
+      }
+      const int32_t end = rows * (step + 1) / steps;
+      for (int32_t r = done; r < end; ++r) ahead_.row(turn * kBlock + r);
+      make_weights(now, done, end);
+      done = end;
     }
-    multiply_until(steps);
+    make_weights(now, done, rows);
     if (last > 0) write_output(other, turn - 1, last);
     if (rows > 0) close_softmax(now, turn, rows);
   }
@@ -125,6 +122,7 @@ class Forward {
     for (int32_t r = 0; r < rows; ++r) {
       const float* const scores = buffer.scores + r * pitch_;
       Floats most = first(keys_.count - whole, load<Floats>(scores + whole), least);
+#pragma GCC unroll 4
       for (int32_t j = 0; j < whole; j += kLanes) most = larger(most, load<Floats>(scores + j));
       rows_[r] = most;
     }
@@ -133,29 +131,33 @@ class Forward {
     }
   }
 
-  [[gnu::noinline]] void make_weights(const Buffer& buffer, int32_t r) {
-    const float* const scores = buffer.scores + r * pitch_;
-    uint16_t* const weights = buffer.weights + r * pitch_;
-    const Floats most = all(most_[r]);
-    const float scale = scale_;
-    const auto weight = [&](int32_t j) { return exp2(load<Floats>(scores + j) * scale - most); };
+  [[gnu::noinline]] void make_weights(const Buffer& buffer, int32_t begin, int32_t end) {
     const int32_t count = keys_.count;
-    Floats sum{}, more{};
-    int32_t j = 0;
-    for (; j + kBlock <= count; j += kBlock) {
-      const Floats low = weight(j), high = weight(j + kLanes);
-      sum = sum + low;
-      more = more + high;
-      store(weights + j, rounded(low, high));
+    const int64_t pitch = pitch_;
+    const float* scores = buffer.scores + begin * pitch;
+    uint16_t* weights = buffer.weights + begin * pitch;
+    const Floats scale = all(scale_);
+    for (int32_t r = begin; r < end; ++r, scores += pitch, weights += pitch) {
+      const Floats most = all(most_[r]);
+      const auto weight = [&](int32_t j) { return exp2(load<Floats>(scores + j) * scale - most); };
+      Floats sum{}, more{};
+      int32_t j = 0;
+      for (; j + kBlock <= count; j += kBlock) {
+        const Floats low = weight(j), high = weight(j + kLanes);
+        sum = sum + low;
+        more = more + high;
+        store(weights + j, rounded(low, high));
+      }
+      if (const int32_t left = count - j; left > 0) {
+        const Floats low = first(left, weight(j), 0);
+        const Floats high =
+            left > kLanes ? first(left - kLanes, weight(j + kLanes), 0) : Floats{};
+        sum = sum + low;
+        more = more + high;
+        store(weights + j, rounded(low, high));
+      }
+      rows_[r] = sum + more;
     }
-    if (const int32_t left = count - j; left > 0) {
-      const Floats low = first(left, weight(j), 0);
-      const Floats high = left > kLanes ? first(left - kLanes, weight(j + kLanes), 0) : Floats{};
-      sum = sum + low;
-      more = more + high;
-      store(weights + j, rounded(low, high));
-    }
-    rows_[r] = sum + more;
   }
 
   [[gnu::noinline]] void close_softmax(const Buffer& buffer, int32_t block, int32_t rows) {
@@ -174,15 +176,18 @@ class Forward {
 
   [[gnu::noinline]] void write_output(const Buffer& buffer, int32_t block, int32_t rows) {
     const RowsOf<uint16_t> out = head_->dense_rows<uint16_t>(a_, out_);
+    const uint16_t* const bias = head_->v_bias;
+    const int32_t dim = head_->dim;
     for (int32_t r = 0; r < rows; ++r) {
-      const float* const from = output_ + r * head_->dim;
+      const float* const from = output_ + r * dim;
       uint16_t* const to = out[block * kBlock + r];
-      for (int32_t d = 0; d < head_->dim; d += kBlock) {
-        Floats low = load<Floats>(from + d) * buffer.part[r];
-        Floats high = load<Floats>(from + d + kLanes) * buffer.part[r];
-        if (head_->v_bias != nullptr) {
-          low = low + (Floats)(widened(head_->v_bias + d) << 16);
-          high = high + (Floats)(widened(head_->v_bias + d + kLanes) << 16);
+      const Floats part = all(buffer.part[r]);
+      for (int32_t d = 0; d < dim; d += kBlock) {
+        Floats low = load<Floats>(from + d) * part;
+        Floats high = load<Floats>(from + d + kLanes) * part;
+        if (bias != nullptr) {
+          low = low + (Floats)(widened(bias + d) << 16);
+          high = high + (Floats)(widened(bias + d + kLanes) << 16);
         }
         store(to + d, rounded(low, high));
       }
