@@ -21,7 +21,8 @@ class Backward {
         scale_(size_of(a.scale)),
         keys_(parts, a),
         blocks_(blocks_at_once(a.n_max)) {
-    const int64_t wide = padded(a.n_max), pitch = wide + kApart;
+    const int32_t padded_max = padded(a.n_max);
+    const int64_t wide = padded_max, pitch = float_pitch(padded_max);
     for (Side* const side : {&query_, &out_}) {
       side->rows = parts.take<uint16_t>(kBlock * a.dim);
       side->across = parts.take<uint16_t>(a.dim * across_pitch());
@@ -31,7 +32,7 @@ class Backward {
       side->sums = parts.take<float>(a.dim * pitch);
     }
     k_ = parts.take<uint16_t>(wide * a.dim);
-    slopes_ = parts.take<uint16_t>(kBlock * pitch);
+    slopes_ = parts.take<uint16_t>(kBlock * half_pitch(padded_max));
     dq_ = parts.take<float>(kBlock * a.dim);
     rows_ = parts.take<Floats>(2 * kBlock);
     shift_ = parts.take<float>(kBlock);
@@ -44,7 +45,8 @@ class Backward {
     head_ = &head;
     look_ahead(pair, next);
     keys_.find(a_, head.sequence);
-    pitch_ = keys_.wide() + kApart;
+    pitch_ = float_pitch(keys_.wide());
+    slopes_pitch_ = half_pitch(keys_.wide());
     write_masked();
     if (keys_.count == 0) return;
     pack_transposed(keys_, head.k, head.dim, query_.keys);
@@ -62,8 +64,6 @@ class Backward {
   }
 
  private:
-  static constexpr int32_t kApart = 32;  // between rows, which else might share a cache's sets
-
   // What q, k and the scores' gradients are to one another, grad_out, v and the weights are too.
   struct Side {
     uint16_t* rows;     // [32, dim], a block of q or grad_out
@@ -80,7 +80,7 @@ class Backward {
     const int32_t wide = padded(n_max), fit = wide > 0 ? kKeptKeys / wide : 1;
     return fit < 1 ? 1 : smaller(fit, wide / kBlock);
   }
-  int64_t across_pitch() const { return int64_t{blocks_} * kBlock + kApart; }
+  int64_t across_pitch() const { return half_pitch(blocks_ * kBlock); }
 
   void look_ahead(int64_t pair, int64_t next) {
     ahead_.clear();
@@ -108,7 +108,7 @@ class Backward {
     const int32_t steps = keys_.wide() / kDepth;
     for (int32_t d = 0; d < head_->dim; d += kBlock) {
       const Right keys{k_ + int64_t{d} * keys_.wide(), steps * kTile};
-      multiply(rows, steps, Left{slopes_, pitch_}, keys, Sums{dq_ + d, head_->dim}, false);
+      multiply(rows, steps, Left{slopes_, slopes_pitch_}, keys, Sums{dq_ + d, head_->dim}, false);
     }
     write_block(first, rows);
   }
@@ -192,7 +192,7 @@ class Backward {
       const float* const gradients = out_.products + r * pitch;
       uint16_t* weights = out_.weights + kept * kTile + r * kLanes;
       uint16_t* slopes = query_.weights + kept * kTile + r * kLanes;
-      uint16_t* const row = slopes_ + r * pitch;
+      uint16_t *const row = slopes_ + r * slopes_pitch_, *const next_row = row + slopes_pitch_;
       const Floats mean = all(mean_[r]), next_mean = all(mean_[r + 1]);
       for (int32_t j = 0; j < wide; j += kLanes, weights += column, slopes += column) {
         const Floats a = load<Floats>(one + j), b = load<Floats>(one + pitch + j);
@@ -200,7 +200,7 @@ class Backward {
         const Halves both = rounded(a * (load<Floats>(gradients + j) - mean),
                                     b * (load<Floats>(gradients + pitch + j) - next_mean));
         store(slopes, paired(both));
-        store_apart(row + j, row + pitch + j, both);
+        store_apart(row + j, next_row + j, both);
       }
     }
   }
@@ -294,13 +294,13 @@ class Backward {
   VisibleKeys keys_;
   int32_t blocks_;  // at once
   Side query_, out_;
-  uint16_t *k_, *slopes_;   // packed for dq; [32, pitch_], the scores' gradients
+  uint16_t *k_, *slopes_;   // packed for dq; [32, slopes_pitch_], the scores' gradients
   float* dq_;               // [32, dim], without the scale
   Floats* rows_;            // [2, 32], of each row sixteen shares of a sum
   float *shift_, *mean_;    // [32]
   const Head* head_ = nullptr;
   Ahead ahead_;
-  int64_t pitch_ = 0;
+  int64_t pitch_ = 0, slopes_pitch_ = 0;
 };
 
 }  // namespace

@@ -27,8 +27,8 @@ class Forward {
         rows_(parts.take<Floats>(kBlock)),
         most_(parts.take<float>(kBlock)) {
     for (Buffer& buffer : buffers_) {
-      buffer.scores = parts.take<float>(kBlock * (int64_t{padded(a.n_max)} + kApart));
-      buffer.weights = parts.take<uint16_t>(kBlock * (int64_t{padded(a.n_max)} + kApart));
+      buffer.scores = parts.take<float>(kBlock * float_pitch(padded(a.n_max)));
+      buffer.weights = parts.take<uint16_t>(kBlock * half_pitch(padded(a.n_max)));
       buffer.part = parts.take<float>(kBlock);
       buffer.shift = parts.take<float>(kBlock);
     }
@@ -42,18 +42,17 @@ class Forward {
     if (next != pair) ahead_.open(Head(a_, next));
     keys_.find(a_, head.sequence);
     if (keys_.count == 0) return write_nothing();
-    pitch_ = keys_.wide() + kApart;
+    scores_pitch_ = float_pitch(keys_.wide());
+    weights_pitch_ = half_pitch(keys_.wide());
     pack_transposed(keys_, head.k, head.dim, k_);
     pack_straight(keys_, head.v, head.dim, v_);
     for (int32_t turn = -1; (turn - 1) * kBlock < head.length; ++turn) take_turn(turn);
   }
 
  private:
-  static constexpr int32_t kApart = 32;  // between rows, which else might share a cache's sets
-
   struct Buffer {
-    float* scores;      // [32, pitch_]
-    uint16_t* weights;  // [32, pitch_], not divided by their sum
+    float* scores;        // [32, scores_pitch_]
+    uint16_t* weights;    // [32, weights_pitch_], not divided by their sum
     float *part, *shift;  // of each row: 1 / the weights' sum; what the bias of k adds to logits
   };
 
@@ -91,11 +90,9 @@ class Forward {
   void load_queries(int32_t block, Buffer& buffer, int32_t rows) {
     const Rows from{head_->q[block * kBlock], head_->q.pitch};
     load_block(from, rows, head_->dim, head_->q_bias, a_.scale < 0, queries_);
-    if (lse_ == nullptr) return;
+    if (lse_ == nullptr || head_->k_bias == nullptr) return;
     for (int32_t r = 0; r < kBlock; ++r) {
-      rows_[r] = head_->k_bias == nullptr
-                     ? Floats{}
-                     : products(queries_ + r * head_->dim, head_->k_bias, head_->dim);
+      rows_[r] = products(queries_ + r * head_->dim, head_->k_bias, head_->dim);
     }
     for (int32_t r = 0; r < kBlock; r += kLanes) {
       store(buffer.shift + r, row_sums(rows_ + r) * size_of(a_.scale));
@@ -106,13 +103,13 @@ class Forward {
     const int32_t steps = head_->dim / kDepth;
     const Right keys{k_ + int64_t{first_key} * head_->dim, steps * kTile};
     multiply(rows, steps, Left{queries_, head_->dim}, keys,
-             Sums{buffer.scores + first_key, pitch_}, false);
+             Sums{buffer.scores + first_key, scores_pitch_}, false);
   }
 
   void make_output(const Buffer& buffer, int32_t rows, int32_t first) {
     const int32_t steps = keys_.wide() / kDepth;
     const Right values{v_ + int64_t{first} * keys_.wide(), steps * kTile};
-    multiply(rows, steps, Left{buffer.weights, pitch_}, values,
+    multiply(rows, steps, Left{buffer.weights, weights_pitch_}, values,
              Sums{output_ + first, head_->dim}, false);
   }
 
@@ -120,7 +117,7 @@ class Forward {
     const float least = -__builtin_inff();
     const int32_t whole = keys_.count / kLanes * kLanes;
     for (int32_t r = 0; r < rows; ++r) {
-      const float* const scores = buffer.scores + r * pitch_;
+      const float* const scores = buffer.scores + r * scores_pitch_;
       Floats most = first(keys_.count - whole, load<Floats>(scores + whole), least);
 #pragma GCC unroll 4
       for (int32_t j = 0; j < whole; j += kLanes) most = larger(most, load<Floats>(scores + j));
@@ -133,11 +130,11 @@ class Forward {
 
   [[gnu::noinline]] void make_weights(const Buffer& buffer, int32_t begin, int32_t end) {
     const int32_t count = keys_.count;
-    const int64_t pitch = pitch_;
+    const int64_t pitch = scores_pitch_, weights_pitch = weights_pitch_;
     const float* scores = buffer.scores + begin * pitch;
-    uint16_t* weights = buffer.weights + begin * pitch;
+    uint16_t* weights = buffer.weights + begin * weights_pitch;
     const Floats scale = all(scale_);
-    for (int32_t r = begin; r < end; ++r, scores += pitch, weights += pitch) {
+    for (int32_t r = begin; r < end; ++r, scores += pitch, weights += weights_pitch) {
       const Floats most = all(most_[r]);
       const auto weight = [&](int32_t j) { return exp2(load<Floats>(scores + j) * scale - most); };
       Floats sum{}, more{};
@@ -170,7 +167,8 @@ class Forward {
     if (lse_ == nullptr) return;
     float* const lse = lse_ + head_->head * a_.total + head_->first_row + block * kBlock;
     for (int32_t r = 0; r < rows; ++r) {
-      lse[r] = most_[r] * kLn2 + __builtin_logf(sums[r]) + buffer.shift[r];
+      lse[r] = most_[r] * kLn2 + __builtin_logf(sums[r]);
+      if (head_->k_bias != nullptr) lse[r] += buffer.shift[r];
     }
   }
 
@@ -217,7 +215,7 @@ class Forward {
   Buffer buffers_[2];
   const Head* head_ = nullptr;
   Ahead ahead_;
-  int64_t pitch_ = 0;
+  int64_t scores_pitch_ = 0, weights_pitch_ = 0;
 };
 
 }  // namespace

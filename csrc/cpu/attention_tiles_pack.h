@@ -18,6 +18,11 @@ constexpr float kLog2e = 1.44269504f, kLn2 = 0.69314718f;
 inline float size_of(float value) { return value < 0 ? -value : value; }
 inline int32_t padded(int32_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
 
+// From a row of so many floats or bfloat16, a multiple of 32, to the next: an odd number of cache
+// lines, so that a column of rows does not share its sets.
+inline int64_t float_pitch(int32_t wide) { return int64_t{wide} + 16; }
+inline int64_t half_pitch(int32_t wide) { return int64_t{wide} | 32; }
+
 template <typename Element>
 struct RowsOf {
   Element* first;
