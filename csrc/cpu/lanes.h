@@ -1,4 +1,4 @@
-// Numbers of tokens and rows of them, for kernels_body.h alone: all is internal to one object file.
+// Numbers of tokens and rows of them: all is internal to one object file.
 #pragma once
 
 #include <cstring>
@@ -194,6 +194,20 @@ inline void merge(const float* __restrict values, const uint8_t* __restrict hidd
   for (; i < n; ++i) {
     const typename Token::Bits value = Token::from(values[i]);
     out[i] = hidden[i] ? value : out[i];
+  }
+}
+
+inline size_t token_size(TokenType type) { return type == TokenType::kFloat32 ? 4 : 2; }
+
+// Calls with a pointer of the token's type: one of the three.
+template <typename Work>
+void with_type(TokenType type, void* tokens, const Work& work) {
+  if (type == TokenType::kFloat32) {
+    work(Float32{}, static_cast<float*>(tokens));
+  } else if (type == TokenType::kBFloat16) {
+    work(BFloat16{}, static_cast<uint16_t*>(tokens));
+  } else {
+    work(Float16{}, static_cast<uint16_t*>(tokens));
   }
 }
 

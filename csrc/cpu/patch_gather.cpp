@@ -1,46 +1,34 @@
-// The CPU's entry points: which instruction set serves, the scratch of a thread, and the counts.
+// The CPU's entry points of the fused input path, the scratch of a thread, and the counts.
 #include "core/patch_gather.h"
 
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 
+#include "cpu/isa.h"
 #include "cpu/kernels.h"
 
 namespace spcxr {
 namespace {
 
-struct Served {
-  const char* name;
-  const Kernels* kernels;
-  bool here;
-};
-
-Served choose() {
-  const Served all[] = {
-#ifdef SPCXR_X86_KERNELS
-      {"avx512_bf16", &avx512_bf16::kernels,
-       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
-      {"avx512", &avx512::kernels,
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
-      {"avx2", &avx2::kernels, bool(__builtin_cpu_supports("avx2"))},
-#endif
-      {"portable", &portable::kernels, true},
-  };
-  const char* const asked = std::getenv("SPCXR_CPU_ISA");
-  for (const Served& one : all) {
-    if (one.here && (asked == nullptr || *asked == 0 || std::strcmp(asked, one.name) == 0)) {
-      return one;
-    }
-  }
-  return Served{nullptr, &portable::kernels, false};
+// The instruction set that serves here: tiles have nothing for pixels.
+Isa gather_isa() {
+  return serving_isa() == Isa::kAmx ? Isa::kAvx512Bf16 : serving_isa();
 }
 
-const Served& served() {
-  static const Served chosen = choose();
-  return chosen;
+const Kernels& served() {
+  switch (gather_isa()) {
+#ifdef SPCXR_X86_KERNELS
+    case Isa::kAvx512Bf16:
+      return avx512_bf16::kernels;
+    case Isa::kAvx512:
+      return avx512::kernels;
+    case Isa::kAvx2:
+      return avx2::kernels;
+#endif
+    default:
+      return portable::kernels;
+  }
 }
 
 struct Free {
@@ -63,20 +51,20 @@ void* thread_scratch(size_t bytes) {
 
 void masked_patch_gather_cpu(const Views& views, const Fill& fill, int64_t begin, int64_t end,
                              void* tokens, TokenType type) {
-  served().kernels->masked_patch_gather(views, fill, begin, end, tokens, type);
+  served().masked_patch_gather(views, fill, begin, end, tokens, type);
 }
 
 void visible_patch_gather_cpu(const Views& views, const bool* mask, const int32_t* cu_seqlens,
                               int64_t begin, int64_t end, void* tokens, TokenType type,
                               int32_t* ids) {
-  served().kernels->visible_patch_gather(views, mask, cu_seqlens, begin, end, tokens, type, ids);
+  served().visible_patch_gather(views, mask, cu_seqlens, begin, end, tokens, type, ids);
 }
 
 void masked_reconstruction_loss_cpu(const Views& views, const bool* mask, int32_t unit,
                                     const void* predicted, TokenType type, const LossLaw& law,
                                     int64_t begin, int64_t end, double* sums, void* gradient) {
-  served().kernels->masked_reconstruction_loss(views, mask, unit, predicted, type, law, begin, end,
-                                               sums, gradient);
+  served().masked_reconstruction_loss(views, mask, unit, predicted, type, law, begin, end, sums,
+                                      gradient);
 }
 
 void count_visible_cpu(const bool* mask, int64_t count, int32_t patches, int32_t* cu_seqlens) {
@@ -97,6 +85,6 @@ int64_t count_hidden_cpu(const Views& views, const bool* mask, int32_t unit, int
   return hidden * unit * unit * views.channels;
 }
 
-const char* cpu_isa() { return served().name; }
+const char* cpu_isa() { return isa_name(gather_isa()); }
 
 }  // namespace spcxr

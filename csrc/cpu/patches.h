@@ -8,18 +8,6 @@ namespace spcxr {
 namespace SPCXR_ISA {
 namespace {
 
-// Calls with a pointer of the token's type: one of the three.
-template <typename Work>
-void with_type(TokenType type, void* tokens, const Work& work) {
-  if (type == TokenType::kFloat32) {
-    work(Float32{}, static_cast<float*>(tokens));
-  } else if (type == TokenType::kBFloat16) {
-    work(BFloat16{}, static_cast<uint16_t*>(tokens));
-  } else {
-    work(Float16{}, static_cast<uint16_t*>(tokens));
-  }
-}
-
 template <typename Pixel>
 void convert_to(TokenType type, const Pixel* pixels, int32_t n, float scale, float shift,
                 void* tokens) {
@@ -38,8 +26,6 @@ void convert_rows16(TokenType type, const Pixel* pixels, int64_t stride, int32_t
     }
   });
 }
-
-inline size_t token_size(TokenType type) { return type == TokenType::kFloat32 ? 4 : 2; }
 
 // `rows` rows of p numbers from one place to another; p is known to the compiler where that is
 // faster than a call of memcpy.

@@ -4,28 +4,11 @@
 #pragma once
 
 #include "cpu/lanes.h"
+#include "cpu/parts.h"
 
 namespace spcxr {
 namespace SPCXR_ISA {
 namespace {
-
-// Hands out parts of the thread's scratch; counts first, with no memory, what it will need.
-class Parts {
- public:
-  explicit Parts(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <typename T>
-  T* take(int64_t count) {
-    char* const part = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (size_t(count) * sizeof(T) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(part);
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
 
 // What each output of an axis sees: `count` pixels from `first`, their weights' sum 1. Pixels at the
 // ends with no weight are left out. Both ends move one way along the axis.

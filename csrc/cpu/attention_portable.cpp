@@ -1,0 +1,2 @@
+#define SPCXR_ISA portable
+#include "cpu/attention_body.h"
