@@ -21,7 +21,8 @@ class Backward {
         scale_(size_of(a.scale)),
         keys_(parts, a),
         blocks_(blocks_at_once(a.n_max)) {
-    const int64_t wide = padded(a.n_max), pitch = wide + kApart;
+    const int32_t padded_max = padded(a.n_max);
+    const int64_t wide = padded_max, pitch = float_pitch(padded_max);
     for (Side* const side : {&query_, &out_}) {
       side->rows = parts.take<uint16_t>(kBlock * a.dim);
       side->across = parts.take<uint16_t>(a.dim * across_pitch());
@@ -31,7 +32,7 @@ class Backward {
       side->sums = parts.take<float>(a.dim * pitch);
     }
     k_ = parts.take<uint16_t>(wide * a.dim);
-    slopes_ = parts.take<uint16_t>(kBlock * pitch);
+    slopes_ = parts.take<uint16_t>(kBlock * half_pitch(padded_max));
     dq_ = parts.take<float>(kBlock * a.dim);
     rows_ = parts.take<Floats>(2 * kBlock);
     shift_ = parts.take<float>(kBlock);
@@ -44,7 +45,8 @@ class Backward {
     head_ = &head;
     look_ahead(pair, next);
     keys_.find(a_, head.sequence);
-    pitch_ = keys_.wide() + kApart;
+    pitch_ = float_pitch(keys_.wide());
+    slopes_pitch_ = half_pitch(keys_.wide());
     write_masked();
     if (keys_.count == 0) return;
     pack_transposed(keys_, head.k, head.dim, query_.keys);
@@ -62,8 +64,6 @@ class Backward {
   }
 
  private:
-  static constexpr int32_t kApart = 32;  // between rows, which else might share a cache's sets
-
   // What q, k and the scores' gradients are to one another, grad_out, v and the weights are too.
   struct Side {
     uint16_t* rows;     // [32, dim], a block of q or grad_out
@@ -80,7 +80,7 @@ class Backward {
     const int32_t wide = padded(n_max), fit = wide > 0 ? kKeptKeys / wide : 1;
     return fit < 1 ? 1 : smaller(fit, wide / kBlock);
   }
-  int64_t across_pitch() const { return int64_t{blocks_} * kBlock + kApart; }
+  int64_t across_pitch() const { return half_pitch(blocks_ * kBlock); }
 
   void look_ahead(int64_t pair, int64_t next) {
     ahead_.clear();
@@ -108,23 +108,23 @@ class Backward {
     const int32_t steps = keys_.wide() / kDepth;
     for (int32_t d = 0; d < head_->dim; d += kBlock) {
       const Right keys{k_ + int64_t{d} * keys_.wide(), steps * kTile};
-      multiply(rows, steps, Left{slopes_, pitch_}, keys, Sums{dq_ + d, head_->dim}, false);
+      multiply(rows, steps, Left{slopes_, slopes_pitch_}, keys, Sums{dq_ + d, head_->dim}, false);
     }
     write_block(first, rows);
   }
 
   // A block's rows as columns.
   [[gnu::noinline]] void pack_across(const uint16_t* rows, uint16_t* to) const {
-    for (int32_t d = 0; d < head_->dim; d += kLanes) {
+    const int64_t dim = head_->dim, pitch = across_pitch();
+    for (const uint16_t* const end = rows + dim; rows < end; rows += kLanes, to += kLanes * pitch) {
       Words tile[16];
 #pragma GCC unroll 16
       for (int r = 0; r < 16; ++r) {
-        const uint16_t* const row = rows + 2 * r * head_->dim + d;
-        tile[r] = pair_of_rows(row, row + head_->dim);
+        tile[r] = pair_of_rows(rows + 2 * r * dim, rows + (2 * r + 1) * dim);
       }
       transpose(tile);
 #pragma GCC unroll 16
-      for (int r = 0; r < 16; ++r) store(to + (d + r) * across_pitch(), tile[r]);
+      for (int r = 0; r < 16; ++r) store(to + r * pitch, tile[r]);
     }
   }
 
@@ -151,24 +151,27 @@ class Backward {
     }
   }
 
-  // A row's weights take the scores' place.
-  [[gnu::noinline]] void find_weights(int32_t r) {
-    float* const scores = query_.products + r * pitch_;
-    const float* const gradients = out_.products + r * pitch_;
-    const Floats shift = all(shift_[r]);
-    const float scale = scale_ * kLog2e;
-    const int32_t wide = keys_.wide(), whole = keys_.count / kLanes * kLanes;
-    Floats sum{}, product{};
-    const auto put = [&](int32_t j, Floats weights) {
-      sum = sum + weights;
-      product = product + weights * load<Floats>(gradients + j);
-      store(scores + j, weights);
-    };
-    const auto weights = [&](int32_t j) { return exp2(load<Floats>(scores + j) * scale - shift); };
-    for (int32_t j = 0; j < whole; j += kLanes) put(j, weights(j));
-    for (int32_t j = whole; j < wide; j += kLanes) put(j, first(keys_.count - j, weights(j), 0));
-    rows_[r] = sum;
-    rows_[kBlock + r] = product;
+  // The weights of rows begin..end take the scores' place.
+  [[gnu::noinline]] void find_weights(int32_t begin, int32_t end) {
+    const int32_t count = keys_.count, wide = keys_.wide(), whole = count / kLanes * kLanes;
+    const int64_t pitch = pitch_;
+    float* scores = query_.products + begin * pitch;
+    const float* gradients = out_.products + begin * pitch;
+    const Floats scale = all(scale_ * kLog2e);
+    for (int32_t r = begin; r < end; ++r, scores += pitch, gradients += pitch) {
+      const Floats shift = all(shift_[r]);
+      Floats sum{}, product{};
+      const auto weight = [&](int32_t j) { return exp2(load<Floats>(scores + j) * scale - shift); };
+      const auto put = [&](int32_t j, Floats weights) {
+        sum = sum + weights;
+        product = product + weights * load<Floats>(gradients + j);
+        store(scores + j, weights);
+      };
+      for (int32_t j = 0; j < whole; j += kLanes) put(j, weight(j));
+      for (int32_t j = whole; j < wide; j += kLanes) put(j, first(count - j, weight(j), 0));
+      rows_[r] = sum;
+      rows_[kBlock + r] = product;
+    }
   }
 
   // What is taken off the weights' gradients of a row: their mean by weight. It is grad_out . out,
@@ -178,50 +181,50 @@ class Backward {
     store(mean_ + r, sum > 0 ? product / sum : Floats{});
   }
 
-  // Of rows r and r + 1: weights, and the scores' gradients twice, by queries for dq and in pairs
-  // of queries for dk.
-  [[gnu::noinline]] void write_weights(int32_t r, int32_t kept, int32_t count) const {
-    const float *const one = query_.products + r * pitch_, *const next = one + pitch_;
-    const float* const gradients = out_.products + r * pitch_;
-    uint16_t* const weights = out_.weights + kept * kTile + r * kLanes;
-    uint16_t* const slopes = query_.weights + kept * kTile + r * kLanes;
-    uint16_t* const row = slopes_ + r * pitch_;
+  // Of pairs of rows: weights, and the scores' gradients twice, by queries for dq and in pairs of
+  // queries for dk.
+  [[gnu::noinline]] void write_weights(int32_t begin, int32_t end, int32_t kept,
+                                       int32_t count) const {
     const int64_t column = int64_t{count} * kTile, pitch = pitch_;
-    const Floats mean = all(mean_[r]), next_mean = all(mean_[r + 1]);
     const int32_t wide = keys_.wide();
-    int64_t at = 0;
-    for (int32_t j = 0; j < wide; j += kLanes, at += column) {
-      const Floats a = load<Floats>(one + j), b = load<Floats>(next + j);
-      store(weights + at, paired(rounded(a, b)));
-      const Halves both = rounded(a * (load<Floats>(gradients + j) - mean),
-                                  b * (load<Floats>(gradients + pitch + j) - next_mean));
-      store(slopes + at, paired(both));
-      store_apart(row + j, row + pitch + j, both);
+    for (int32_t r = begin; r < end; r += 2) {
+      const float* const one = query_.products + r * pitch;
+      const float* const gradients = out_.products + r * pitch;
+      uint16_t* weights = out_.weights + kept * kTile + r * kLanes;
+      uint16_t* slopes = query_.weights + kept * kTile + r * kLanes;
+      uint16_t *const row = slopes_ + r * slopes_pitch_, *const next_row = row + slopes_pitch_;
+      const Floats mean = all(mean_[r]), next_mean = all(mean_[r + 1]);
+      for (int32_t j = 0; j < wide; j += kLanes, weights += column, slopes += column) {
+        const Floats a = load<Floats>(one + j), b = load<Floats>(one + pitch + j);
+        store(weights, paired(rounded(a, b)));
+        const Halves both = rounded(a * (load<Floats>(gradients + j) - mean),
+                                    b * (load<Floats>(gradients + pitch + j) - next_mean));
+        store(slopes, paired(both));
+        store_apart(row + j, next_row + j, both);
+      }
     }
   }
 
-  void write_zero_weights(int32_t r, int32_t kept, int32_t count) const {
+  void write_zero_weights(int32_t begin, int32_t end, int32_t kept, int32_t count) const {
     for (int32_t j = 0; j < keys_.wide(); j += kLanes) {
-      const int64_t at = (int64_t{j / kLanes} * count + kept) * kTile + r * kLanes;
-      store(query_.weights + at, Words{});
-      store(out_.weights + at, Words{});
+      const int64_t tile = (int64_t{j / kLanes} * count + kept) * kTile;
+      for (int32_t r = begin; r < end; r += 2) {
+        store(query_.weights + tile + r * kLanes, Words{});
+        store(out_.weights + tile + r * kLanes, Words{});
+      }
     }
   }
 
   // Sixteen rows at a time: what the first step writes is still near for the next.
   void make_weights(int32_t rows, int32_t kept, int32_t count) {
-    for (int32_t first = 0; first < kBlock; first += kLanes) {
-      const int32_t end = smaller(first + kLanes, (rows + 1) / 2 * 2);
-      for (int32_t r = first; r < end; ++r) find_weights(r);
-      if (first < end) find_means(first);
-      for (int32_t r = first; r < first + kLanes; r += 2) {
-        if (r < end) {
-          write_weights(r, kept, count);
-        } else {
-          write_zero_weights(r, kept, count);
-        }
-      }
+    const int32_t seen = (rows + 1) / 2 * 2;
+    for (int32_t begin = 0; begin < seen; begin += kLanes) {
+      const int32_t end = smaller(begin + kLanes, seen);
+      find_weights(begin, end);
+      find_means(begin);
+      write_weights(begin, end, kept, count);
     }
+    write_zero_weights(seen, kBlock, kept, count);
   }
 
   void add_up(const Side& side, int32_t blocks, bool more) const {
@@ -237,29 +240,35 @@ class Backward {
 
   [[gnu::noinline]] void write_block(int64_t first, int32_t rows) const {
     const RowsOf<uint16_t> dq = head_->rows<uint16_t>(a_, g_.dq, g_.dq_strides);
+    const float* from = dq_;
+    const float scale = a_.scale;
+    const int32_t dim = head_->dim;
     for (int32_t r = 0; r < rows; ++r) {
-      for (int32_t d = 0; d < head_->dim; d += kBlock) {
-        const float* const from = dq_ + r * head_->dim + d;
-        store(dq[first + r] + d, rounded(load<Floats>(from) * a_.scale,
-                                         load<Floats>(from + kLanes) * a_.scale));
+      uint16_t* const to = dq[first + r];
+      for (int32_t d = 0; d < dim; d += kBlock, from += kBlock) {
+        store(to + d, rounded(load<Floats>(from) * scale, load<Floats>(from + kLanes) * scale));
       }
     }
   }
 
   // The visible keys' rows, times `scale`.
   [[gnu::noinline]] void write_transposed(const Side& side, float scale,
-                                          const RowsOf<uint16_t>& to) const {
-    for (int32_t j = 0; j < keys_.count; j += kLanes) {
-      for (int32_t d = 0; d < head_->dim; d += kDepth) {
+                                          const RowsOf<uint16_t> to) const {
+    const VisibleKeys keys = keys_;
+    const int64_t pitch = pitch_;
+    const int32_t dim = head_->dim;
+    for (int32_t j = 0; j < keys.count; j += kLanes) {
+      for (int32_t d = 0; d < dim; d += kDepth) {
         Words tile[16];
+        const float* const sums = side.sums + d * pitch + j;
 #pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) {
-          const float *const one = side.sums + (d + 2 * i) * pitch_ + j, *const next = one + pitch_;
+          const float *const one = sums + 2 * i * pitch, *const next = one + pitch;
           tile[i] = paired(rounded(load<Floats>(one) * scale, load<Floats>(next) * scale));
         }
         transpose(tile);
-        for (int i = 0; i < 16 && j + i < keys_.count; ++i) {
-          store(to[keys_.ids[j + i]] + d, tile[i]);
+        for (int i = 0; i < 16 && j + i < keys.count; ++i) {
+          store(to[keys.ids[j + i]] + d, tile[i]);
         }
       }
     }
@@ -285,13 +294,13 @@ class Backward {
   VisibleKeys keys_;
   int32_t blocks_;  // at once
   Side query_, out_;
-  uint16_t *k_, *slopes_;   // packed for dq; [32, pitch_], the scores' gradients
+  uint16_t *k_, *slopes_;   // packed for dq; [32, slopes_pitch_], the scores' gradients
   float* dq_;               // [32, dim], without the scale
   Floats* rows_;            // [2, 32], of each row sixteen shares of a sum
   float *shift_, *mean_;    // [32]
   const Head* head_ = nullptr;
   Ahead ahead_;
-  int64_t pitch_ = 0;
+  int64_t pitch_ = 0, slopes_pitch_ = 0;
 };
 
 }  // namespace

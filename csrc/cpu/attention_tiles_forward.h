@@ -27,8 +27,8 @@ class Forward {
         rows_(parts.take<Floats>(kBlock)),
         most_(parts.take<float>(kBlock)) {
     for (Buffer& buffer : buffers_) {
-      buffer.scores = parts.take<float>(kBlock * (int64_t{padded(a.n_max)} + kApart));
-      buffer.weights = parts.take<uint16_t>(kBlock * (int64_t{padded(a.n_max)} + kApart));
+      buffer.scores = parts.take<float>(kBlock * float_pitch(padded(a.n_max)));
+      buffer.weights = parts.take<uint16_t>(kBlock * half_pitch(padded(a.n_max)));
       buffer.part = parts.take<float>(kBlock);
       buffer.shift = parts.take<float>(kBlock);
     }
@@ -42,18 +42,17 @@ class Forward {
     if (next != pair) ahead_.open(Head(a_, next));
     keys_.find(a_, head.sequence);
     if (keys_.count == 0) return write_nothing();
-    pitch_ = keys_.wide() + kApart;
+    scores_pitch_ = float_pitch(keys_.wide());
+    weights_pitch_ = half_pitch(keys_.wide());
     pack_transposed(keys_, head.k, head.dim, k_);
     pack_straight(keys_, head.v, head.dim, v_);
     for (int32_t turn = -1; (turn - 1) * kBlock < head.length; ++turn) take_turn(turn);
   }
 
  private:
-  static constexpr int32_t kApart = 32;  // between rows, which else might share a cache's sets
-
   struct Buffer {
-    float* scores;      // [32, pitch_]
-    uint16_t* weights;  // [32, pitch_], not divided by their sum
+    float* scores;        // [32, scores_pitch_]
+    uint16_t* weights;    // [32, weights_pitch_], not divided by their sum
     float *part, *shift;  // of each row: 1 / the weights' sum; what the bias of k adds to logits
   };
 
@@ -69,24 +68,21 @@ class Forward {
     const int32_t steps = outputs + (next > 0 ? keys_.wide() / kBlock : 0);
     Buffer& now = buffers_[turn & 1];
     Buffer& other = buffers_[~turn & 1];
-    int32_t step = 0;
-    const auto multiply_until = [&](int32_t end) {
-      for (; step < end; ++step) {
-        if (step < outputs) {
-          make_output(other, last, step * kBlock);
-        } else {
-          make_scores(other, next, (step - outputs) * kBlock);
-        }
-      }
-    };
     if (next > 0) load_queries(turn + 1, other, next);
     if (rows > 0) find_maxima(now, rows);
-    for (int32_t r = 0; r < rows; ++r) {
-      multiply_until(steps * (r + 1) / rows);
-      ahead_.row(turn * kBlock + r);
-      make_weights(now, r);
+    int32_t done = 0;
+    for (int32_t step = 0; step < steps; ++step) {
+      if (step < outputs) {
+        make_output(other, last, step * kBlock);
+      } else {
+        make_scores(other, next, (step - outputs) * kBlock);
+      }
+      const int32_t end = rows * (step + 1) / steps;
+      for (int32_t r = done; r < end; ++r) ahead_.row(turn * kBlock + r);
+      make_weights(now, done, end);
+      done = end;
     }
-    multiply_until(steps);
+    make_weights(now, done, rows);
     if (last > 0) write_output(other, turn - 1, last);
     if (rows > 0) close_softmax(now, turn, rows);
   }
@@ -94,11 +90,9 @@ class Forward {
   void load_queries(int32_t block, Buffer& buffer, int32_t rows) {
     const Rows from{head_->q[block * kBlock], head_->q.pitch};
     load_block(from, rows, head_->dim, head_->q_bias, a_.scale < 0, queries_);
-    if (lse_ == nullptr) return;
+    if (lse_ == nullptr || head_->k_bias == nullptr) return;
     for (int32_t r = 0; r < kBlock; ++r) {
-      rows_[r] = head_->k_bias == nullptr
-                     ? Floats{}
-                     : products(queries_ + r * head_->dim, head_->k_bias, head_->dim);
+      rows_[r] = products(queries_ + r * head_->dim, head_->k_bias, head_->dim);
     }
     for (int32_t r = 0; r < kBlock; r += kLanes) {
       store(buffer.shift + r, row_sums(rows_ + r) * size_of(a_.scale));
@@ -109,13 +103,13 @@ class Forward {
     const int32_t steps = head_->dim / kDepth;
     const Right keys{k_ + int64_t{first_key} * head_->dim, steps * kTile};
     multiply(rows, steps, Left{queries_, head_->dim}, keys,
-             Sums{buffer.scores + first_key, pitch_}, false);
+             Sums{buffer.scores + first_key, scores_pitch_}, false);
   }
 
   void make_output(const Buffer& buffer, int32_t rows, int32_t first) {
     const int32_t steps = keys_.wide() / kDepth;
     const Right values{v_ + int64_t{first} * keys_.wide(), steps * kTile};
-    multiply(rows, steps, Left{buffer.weights, pitch_}, values,
+    multiply(rows, steps, Left{buffer.weights, weights_pitch_}, values,
              Sums{output_ + first, head_->dim}, false);
   }
 
@@ -123,8 +117,9 @@ class Forward {
     const float least = -__builtin_inff();
     const int32_t whole = keys_.count / kLanes * kLanes;
     for (int32_t r = 0; r < rows; ++r) {
-      const float* const scores = buffer.scores + r * pitch_;
+      const float* const scores = buffer.scores + r * scores_pitch_;
       Floats most = first(keys_.count - whole, load<Floats>(scores + whole), least);
+#pragma GCC unroll 4
       for (int32_t j = 0; j < whole; j += kLanes) most = larger(most, load<Floats>(scores + j));
       rows_[r] = most;
     }
@@ -133,29 +128,33 @@ class Forward {
     }
   }
 
-  [[gnu::noinline]] void make_weights(const Buffer& buffer, int32_t r) {
-    const float* const scores = buffer.scores + r * pitch_;
-    uint16_t* const weights = buffer.weights + r * pitch_;
-    const Floats most = all(most_[r]);
-    const float scale = scale_;
-    const auto weight = [&](int32_t j) { return exp2(load<Floats>(scores + j) * scale - most); };
+  [[gnu::noinline]] void make_weights(const Buffer& buffer, int32_t begin, int32_t end) {
     const int32_t count = keys_.count;
-    Floats sum{}, more{};
-    int32_t j = 0;
-    for (; j + kBlock <= count; j += kBlock) {
-      const Floats low = weight(j), high = weight(j + kLanes);
-      sum = sum + low;
-      more = more + high;
-      store(weights + j, rounded(low, high));
+    const int64_t pitch = scores_pitch_, weights_pitch = weights_pitch_;
+    const float* scores = buffer.scores + begin * pitch;
+    uint16_t* weights = buffer.weights + begin * weights_pitch;
+    const Floats scale = all(scale_);
+    for (int32_t r = begin; r < end; ++r, scores += pitch, weights += weights_pitch) {
+      const Floats most = all(most_[r]);
+      const auto weight = [&](int32_t j) { return exp2(load<Floats>(scores + j) * scale - most); };
+      Floats sum{}, more{};
+      int32_t j = 0;
+      for (; j + kBlock <= count; j += kBlock) {
+        const Floats low = weight(j), high = weight(j + kLanes);
+        sum = sum + low;
+        more = more + high;
+        store(weights + j, rounded(low, high));
+      }
+      if (const int32_t left = count - j; left > 0) {
+        const Floats low = first(left, weight(j), 0);
+        const Floats high =
+            left > kLanes ? first(left - kLanes, weight(j + kLanes), 0) : Floats{};
+        sum = sum + low;
+        more = more + high;
+        store(weights + j, rounded(low, high));
+      }
+      rows_[r] = sum + more;
     }
-    if (const int32_t left = count - j; left > 0) {
-      const Floats low = first(left, weight(j), 0);
-      const Floats high = left > kLanes ? first(left - kLanes, weight(j + kLanes), 0) : Floats{};
-      sum = sum + low;
-      more = more + high;
-      store(weights + j, rounded(low, high));
-    }
-    rows_[r] = sum + more;
   }
 
   [[gnu::noinline]] void close_softmax(const Buffer& buffer, int32_t block, int32_t rows) {
@@ -168,21 +167,25 @@ class Forward {
     if (lse_ == nullptr) return;
     float* const lse = lse_ + head_->head * a_.total + head_->first_row + block * kBlock;
     for (int32_t r = 0; r < rows; ++r) {
-      lse[r] = most_[r] * kLn2 + __builtin_logf(sums[r]) + buffer.shift[r];
+      lse[r] = most_[r] * kLn2 + __builtin_logf(sums[r]);
+      if (head_->k_bias != nullptr) lse[r] += buffer.shift[r];
     }
   }
 
   [[gnu::noinline]] void write_output(const Buffer& buffer, int32_t block, int32_t rows) {
     const RowsOf<uint16_t> out = head_->dense_rows<uint16_t>(a_, out_);
+    const uint16_t* const bias = head_->v_bias;
+    const int32_t dim = head_->dim;
     for (int32_t r = 0; r < rows; ++r) {
-      const float* const from = output_ + r * head_->dim;
+      const float* const from = output_ + r * dim;
       uint16_t* const to = out[block * kBlock + r];
-      for (int32_t d = 0; d < head_->dim; d += kBlock) {
-        Floats low = load<Floats>(from + d) * buffer.part[r];
-        Floats high = load<Floats>(from + d + kLanes) * buffer.part[r];
-        if (head_->v_bias != nullptr) {
-          low = low + (Floats)(widened(head_->v_bias + d) << 16);
-          high = high + (Floats)(widened(head_->v_bias + d + kLanes) << 16);
+      const Floats part = all(buffer.part[r]);
+      for (int32_t d = 0; d < dim; d += kBlock) {
+        Floats low = load<Floats>(from + d) * part;
+        Floats high = load<Floats>(from + d + kLanes) * part;
+        if (bias != nullptr) {
+          low = low + (Floats)(widened(bias + d) << 16);
+          high = high + (Floats)(widened(bias + d + kLanes) << 16);
         }
         store(to + d, rounded(low, high));
       }
@@ -212,7 +215,7 @@ class Forward {
   Buffer buffers_[2];
   const Head* head_ = nullptr;
   Ahead ahead_;
-  int64_t pitch_ = 0;
+  int64_t scores_pitch_ = 0, weights_pitch_ = 0;
 };
 
 }  // namespace

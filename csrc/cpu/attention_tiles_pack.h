@@ -18,6 +18,11 @@ constexpr float kLog2e = 1.44269504f, kLn2 = 0.69314718f;
 inline float size_of(float value) { return value < 0 ? -value : value; }
 inline int32_t padded(int32_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
 
+// From a row of so many floats or bfloat16, a multiple of 32, to the next: an odd number of cache
+// lines, so that a column of rows does not share its sets.
+inline int64_t float_pitch(int32_t wide) { return int64_t{wide} + 16; }
+inline int64_t half_pitch(int32_t wide) { return int64_t{wide} | 32; }
+
 template <typename Element>
 struct RowsOf {
   Element* first;
@@ -116,14 +121,20 @@ struct VisibleKeys {
   }
 };
 
+// What these functions write could be what a reference refers to, for all that the compiler knows:
+// arguments are values, which it keeps in registers.
+
 // Neighbours along a row are a pair, rows are columns: [wide / 16][dim / 32] tiles, for x rows^T.
-[[gnu::noinline]] inline void pack_transposed(const VisibleKeys& keys, const Rows& rows,
-                                              int32_t dim, uint16_t* to) {
-  for (int32_t j = 0; j < keys.wide(); j += 16) {
+[[gnu::noinline]] inline void pack_transposed(const VisibleKeys keys, const Rows rows, int32_t dim,
+                                              uint16_t* to) {
+  for (int32_t j = 0, wide = keys.wide(); j < wide; j += 16) {
+    const uint16_t* row[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) row[i] = keys.row(rows, j + i);
     for (int32_t d = 0; d < dim; d += kDepth, to += kTile) {
       Words tile[16];
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) tile[i] = load<Words>(keys.row(rows, j + i) + d);
+      for (int i = 0; i < 16; ++i) tile[i] = load<Words>(row[i] + d);
       transpose(tile);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) store(to + i * 2 * kLanes, tile[i]);
@@ -136,30 +147,36 @@ inline Words pair_of_rows(const uint16_t* one, const uint16_t* next) {
 }
 
 // Neighbouring rows are a pair: [dim / 16][wide / 32] tiles, for x rows.
-[[gnu::noinline]] inline void pack_straight(const VisibleKeys& keys, const Rows& rows,
-                                            int32_t dim, uint16_t* to) {
-  for (int32_t j = 0; j < keys.wide(); j += 2) {
+[[gnu::noinline]] inline void pack_straight(const VisibleKeys keys, const Rows rows, int32_t dim,
+                                            uint16_t* to) {
+  const int32_t wide = keys.wide();
+  const int64_t column = int64_t{wide} * kLanes;
+  for (int32_t j = 0; j < wide; j += 2) {
     const uint16_t *const one = keys.row(rows, j), *const next = keys.row(rows, j + 1);
-    uint16_t* const place = to + j / kDepth * kTile + j % kDepth * kLanes;
-    for (int32_t d = 0; d < dim; d += kLanes) {
-      store(place + d * keys.wide(), pair_of_rows(one + d, next + d));
+    uint16_t* place = to + int64_t{j / kDepth} * kTile + j % kDepth * kLanes;
+    for (int32_t d = 0; d < dim; d += kLanes, place += column) {
+      store(place, pair_of_rows(one + d, next + d));
     }
   }
 }
 
 // A block of `count` query rows, the rest zeros: each plus `bias`, or its opposite.
-[[gnu::noinline]] inline void load_block(const Rows& rows, int32_t count, int32_t dim,
+[[gnu::noinline]] inline void load_block(const Rows rows, int32_t count, int32_t dim,
                                          const uint16_t* bias, bool opposite, uint16_t* to) {
   const uint32_t flip = opposite ? 0x80008000u : 0;
-  for (int32_t r = 0; r < kBlock; ++r) {
-    for (int32_t d = 0; d < dim; d += kDepth) {
-      Words pairs = r < count ? load<Words>(rows[r] + d) : Words{};
-      if (bias != nullptr && r < count) {
+  for (int32_t r = 0; r < count; ++r) {
+    const uint16_t* const row = rows[r];
+    for (int32_t d = 0; d < dim; d += kDepth, to += kDepth) {
+      Words pairs = load<Words>(row + d);
+      if (bias != nullptr) {
         const Words more = load<Words>(bias + d);
         pairs = paired(rounded(even(pairs) + even(more), odd(pairs) + odd(more)));
       }
-      store(to + r * dim + d, r < count ? pairs ^ flip : pairs);
+      store(to, pairs ^ flip);
     }
+  }
+  for (int32_t left = (kBlock - count) * dim; left > 0; left -= kDepth, to += kDepth) {
+    store(to, Words{});
   }
 }
 

@@ -130,7 +130,11 @@ inline void store_apart(void* low, void* high, Halves halves) {
 
 // Sixteen bfloat16 as the lower halves of pairs; the two floats of a pair.
 inline Words widened(const uint16_t* from) {
+#ifdef __AVX512BF16__
+  return (Words)_mm512_maskz_cvtepu16_epi32(kEvery, load<__m256i>(from));
+#else
   return __builtin_convertvector(load<HalfRow>(from), Words);
+#endif
 }
 inline Floats even(Words pairs) { return (Floats)(pairs << 16); }
 inline Floats odd(Words pairs) { return (Floats)(pairs & 0xFFFF0000u); }
