@@ -21,9 +21,7 @@ const char* attention_refused_cuda(const Attention& a, bool backward) {
     error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   }
   if (error != cudaSuccess) return cudaGetErrorString(error);
-  const int32_t bytes = backward
-      ? backward_bytes(a.n_max, a.dim) * (kAttentionWarps / backward_warps(a.n_max))
-      : forward_bytes(a.n_max, a.dim) * (kAttentionWarps / forward_warps(a.n_max));
+  const int32_t bytes = backward ? backward_bytes(a.n_max, a.dim) : forward_bytes(a.n_max, a.dim);
   return bytes > most ? "a head does not fit into this device's shared memory" : nullptr;
 }
 
@@ -39,7 +37,7 @@ const char* masked_attention_cuda(const Attention& a, void* out, float* lse, voi
   }
   return with_token_and_dim(a, [&](auto token, auto dim) {
     using Token = decltype(token);
-    return launch_teams(attention_forward_kernel<Token, decltype(dim)::value>, a,
+    return launch_heads(attention_forward_kernel<Token, decltype(dim)::value>, a,
                         forward_warps(a.n_max), forward_bytes(a.n_max, a.dim), stream,
                         static_cast<Token*>(out), lse);
   });

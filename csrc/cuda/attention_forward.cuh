@@ -1,5 +1,5 @@
-// The forward pass: a team holds the visible keys and values of a (sequence, head) in shared memory;
-// its warps take tiles of queries and go through the keys 16 at a time with a running softmax.
+// The forward pass: a block holds the visible keys and values of a (sequence, head) in shared
+// memory; its warps take tiles of queries and go through the keys 16 at a time with a running softmax.
 //
 // What the softmax cannot see is left out of the products: k's bias adds the same to all scores of
 // a query (it is added to lse alone), and v's bias passes through to the output as it is.
@@ -67,28 +67,27 @@ struct Running {
   }
 };
 
-// A call as a team sees it.
+// A call as a block sees it.
 template <class Token, int kDim>
 struct Forward {
-  static constexpr int kRow = kDim * 2;  // bytes
   using Queries = uint32_t[kQueryTiles<kDim>][kDim / 16][4];
 
   const Attention& a;
-  const Team& team;
   const Head& head;
+  int32_t lane;
   int32_t visible;
-  uint32_t keys, values;  // in shared memory, "across" and "down"
+  uint32_t keys, values;  // the first tiles, "across" and "down"
   float scale;            // of scores, to exponents of two; its sign is with the queries
   Token* out;
   float* lse;
 
   __device__ void load_queries(int32_t first, Queries& q) const {
-    const Token* from = head.tokens<Token>(a, a.q, a.q_strides) + team.lane % 4 * 8;
+    const Token* from = head.tokens<Token>(a, a.q, a.q_strides) + lane % 4 * 8;
     const Token* bias = bias_of<Token>(a, 0, head.h);
     const uint32_t flip = a.scale < 0 ? 0x80008000u : 0;
 #pragma unroll
     for (int i = 0; i < kQueryTiles<kDim> * 2; ++i) {
-      const int32_t row = first + 8 * i + team.lane / 4;
+      const int32_t row = first + 8 * i + lane / 4;
       uint4 eights[kDim / 32];
 #pragma unroll
       for (int part = 0; part < kDim / 32; ++part) {
@@ -98,14 +97,14 @@ struct Forward {
       if (bias != nullptr) {
 #pragma unroll
         for (int part = 0; part < kDim / 32; ++part) {
-          eights[part] = add(Token{}, eights[part], load_raw(bias + 32 * part + team.lane % 4 * 8));
+          eights[part] = add(Token{}, eights[part], load_raw(bias + 32 * part + lane % 4 * 8));
         }
       }
 #pragma unroll
       for (int part = 0; part < kDim / 32; ++part) {
         const uint4 eight = eights[part];
         uint32_t w[4] = {eight.x ^ flip, eight.y ^ flip, eight.z ^ flip, eight.w ^ flip};
-        transpose_quads(w, team.lane);
+        transpose_quads(w, lane);
 #pragma unroll
         for (int k = 0; k < 4; ++k) q[i / 2][2 * part + k / 2][k % 2 * 2 + i % 2] = w[k];
       }
@@ -116,28 +115,29 @@ struct Forward {
   template <int kTiles>
   __device__ void attend(const Queries& q, int32_t first, Running<kDim, kTiles>& running) const {
     const int32_t left = visible - first;
+    const uint32_t pair = first / 16 * (2 * kTile<kDim>);
     float s[kTiles][2][4] = {};
     if (left > 8) {
-      multiply_rows<Token, kDim, kTiles>(q, keys + first * kRow, s);
+      multiply_rows<Token, kDim, kTiles>(q, keys + pair, 0, s);
     } else {
-      multiply_rows<Token, kDim, kTiles, 1>(q, keys + first * kRow, s);
+      multiply_rows<Token, kDim, kTiles, 1>(q, keys + pair, 0, s);
     }
     if (left < 16) {
 #pragma unroll
       for (int i = 0; i < kTiles * 8; ++i) {
-        const int32_t column = i / 4 % 2 * 8 + team.lane % 4 * 2 + i % 2;
+        const int32_t column = i / 4 % 2 * 8 + lane % 4 * 2 + i % 2;
         if (column >= left) s[i / 8][i / 4 % 2][i % 4] = -INFINITY;
       }
     }
     running.soften(s, scale);
-    add_product<Token, kDim, kTiles>(s, values + first * kRow, running.out);
+    add_product<Token, kDim, kTiles>(s, values + pair, kTile<kDim>, running.out);
   }
 
   // The lane's two columns of every eight of a bias.
   __device__ void bias_columns(const Token* bias, float (&x)[kDim / 8][2]) const {
 #pragma unroll
     for (int i = 0; i < kDim / 8; ++i) {
-      const auto* two = reinterpret_cast<const uint32_t*>(bias + 8 * i) + team.lane % 4;
+      const auto* two = reinterpret_cast<const uint32_t*>(bias + 8 * i) + lane % 4;
       split(__ldg(two), x[i][0], x[i][1], Token{});
     }
   }
@@ -167,9 +167,9 @@ struct Forward {
     scores_of_bias(q, score);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int32_t i = first + 8 * half + team.lane / 4;
+      const int32_t i = first + 8 * half + lane / 4;
       const float value = (most[half] + log_of_two(sum[half])) * (1 / kLog2E) + score[half];
-      if (i < head.n && team.lane % 4 == 0) {
+      if (i < head.n && lane % 4 == 0) {
         lse[head.h * a.total + head.row + i] = visible > 0 ? value : INFINITY;
       }
     }
@@ -182,7 +182,7 @@ struct Forward {
     const int64_t width = int64_t{a.heads} * kDim;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const int32_t i = first + 16 * tile + team.lane / 4;
+      const int32_t i = first + 16 * tile + lane / 4;
       const float sum[2] = {quad_sum(running.sum[tile][0]), quad_sum(running.sum[tile][1])};
       if (lse != nullptr) write_lse(q[tile], first + 16 * tile, running.most[tile], sum);
       if (bias != nullptr) {
@@ -197,7 +197,7 @@ struct Forward {
                                 visible > 0 ? __fdividef(1, sum[1]) : 0};
       Token* to = out + (head.row + i) * width + head.h * kDim;
       Token* const rows[2] = {i < head.n ? to : nullptr, i + 8 < head.n ? to + 8 * width : nullptr};
-      store_tile<Token, kDim>(running.out[tile], inverse, rows, team.lane);
+      store_tile<Token, kDim>(running.out[tile], inverse, rows, lane);
     }
   }
 
@@ -209,31 +209,29 @@ struct Forward {
   }
 };
 
-// `warps` a team.
 template <class Token, int kDim>
 __global__ void __launch_bounds__(kAttentionThreads, 3)
-attention_forward_kernel(Attention a, int32_t warps, Token* out, float* lse) {
+attention_forward_kernel(Attention a, Token* out, float* lse) {
   SPCXR_DYNAMIC_SHARED(shared);
-  const Team team(warps);
-  const Head head(a, team);
-  const VisibleKeys visible(a, head, team.lane);
-  auto* keys = reinterpret_cast<unsigned char*>(shared) +
-               team.index * forward_bytes(a.n_max, kDim);
-  unsigned char* values = keys + forward_bytes(a.n_max, kDim) / 2;
-  load_keys<Token, kDim>(a, head, team, visible, keys, values, [](int32_t, int32_t, int32_t) {});
+  const Team team;
+  const Head head(a);
+  const int32_t lane = team.lane();
+  const VisibleKeys visible(a, head, lane);
+  load_keys<Token, kDim>(a, head, team, visible, reinterpret_cast<unsigned char*>(shared),
+                         [](int32_t, int32_t, int32_t) {});
 
   const Forward<Token, kDim> call{a,
-                                  team,
                                   head,
+                                  lane,
                                   visible.count,
-                                  shared_address(keys) + across<kDim>(team.lane),
-                                  shared_address(values) + down<kDim>(team.lane),
+                                  shared_address(shared) + across<kDim>(lane),
+                                  shared_address(shared) + down<kDim>(lane),
                                   fmaxf(fabsf(a.scale) * kLog2E, 1e-30f),  // 0 * infinity is none
                                   out,
                                   lse};
   constexpr int32_t most_rows = 16 * kQueryTiles<kDim>;
-  const int32_t step = team.warps * most_rows;
-  int32_t first = team.warp * most_rows;
+  const int32_t step = team.warps() * most_rows;
+  int32_t first = team.warp() * most_rows;
   typename Forward<Token, kDim>::Queries q;
   call.load_queries(first, q);
   wait_for_copies();

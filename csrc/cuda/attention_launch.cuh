@@ -27,17 +27,16 @@ inline bool in_pieces(const void* first, const Strides& strides) {
          strides.token % 8 == 0 && strides.head % 8 == 0;
 }
 
-// A block for each kAttentionWarps / warps pairs of (sequence, head).
+// A block for each (sequence, head).
 template <class... Parameters, class... Arguments>
-const char* launch_teams(void (*kernel)(Attention, int32_t, Parameters...), const Attention& a,
-                         int32_t warps, int32_t team_bytes, cudaStream_t stream,
+const char* launch_heads(void (*kernel)(Attention, Parameters...), const Attention& a,
+                         int32_t warps, int32_t bytes, cudaStream_t stream,
                          const Arguments&... arguments) {
-  const int32_t teams = kAttentionWarps / warps, bytes = teams * team_bytes;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                        cudaSharedmemCarveoutMaxShared);
-  const auto grid = static_cast<unsigned>(ceil_div(a.count * a.heads, teams));
-  kernel<<<grid, kAttentionThreads, bytes, stream>>>(a, warps, arguments...);
+  const auto grid = static_cast<unsigned>(a.count * a.heads);
+  kernel<<<grid, warps * 32, bytes, stream>>>(a, arguments...);
   return launch_error();
 }
 

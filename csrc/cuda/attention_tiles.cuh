@@ -10,8 +10,7 @@
 
 namespace spcxr {
 
-constexpr int kAttentionThreads = 128;
-constexpr int32_t kAttentionWarps = kAttentionThreads / 32;
+constexpr int kAttentionThreads = 128;  // at most
 constexpr float kLog2E = 1.4426950408889634f;
 
 // Longer sequences are another kernel's: there the passes are no longer bound by memory, or a head
@@ -20,49 +19,42 @@ constexpr int32_t kForwardTokens = 384, kBackwardTokens = 256;
 
 SPCXR_HD int32_t whole_tiles(int32_t rows) { return (rows + 15) / 16 * 16; }
 
-// Shared memory of a team of warps, and warps of a team: keys and values, and in the backward pass
-// queries, gradients, two numbers a query and the places of the keys.
+constexpr int32_t kServedBytes = 32;
+
+// Shared memory and warps of a block: keys and values, and in the backward pass queries, gradients,
+// two numbers a query, the places of the keys, and what is served.
 SPCXR_HD int32_t forward_bytes(int32_t n_max, int32_t dim) {
   return whole_tiles(n_max) * dim * 2 * 2;
 }
 SPCXR_HD int32_t backward_bytes(int32_t n_max, int32_t dim) {
-  return whole_tiles(n_max) * (dim * 2 * 4 + 2 * 4 + 2);
+  return whole_tiles(n_max) * (dim * 2 * 4 + 2 * 4 + 2) + kServedBytes;
 }
 inline int32_t forward_warps(int32_t n_max) { return n_max <= 32 ? 1 : n_max <= 64 ? 2 : 4; }
 inline int32_t backward_warps(int32_t n_max) { return n_max <= 32 ? 2 : 4; }
 
-// The warps that share a (sequence, head), several teams a block where sequences are short. What is
-// the same for a warp is said so by a shuffle: then its branches need no care for lanes apart.
+// A block of few warps serves one (sequence, head), so that several blocks share a processor. Who a
+// thread is is asked anew each time, as registers are dear; that a warp is one is said by a shuffle,
+// so that its branches need no care for lanes apart.
 struct Team {
-  int32_t warp, warps, lane, index;
-  uint32_t pair;
-
-  __device__ explicit Team(int32_t warps)
-      : warps(warps), lane(static_cast<int32_t>(threadIdx.x) % 32) {
-    const int32_t in_block = __shfl_sync(kAllLanes, static_cast<int32_t>(threadIdx.x) / 32, 0);
-    index = in_block / warps;
-    warp = in_block - index * warps;
-    pair = blockIdx.x * (kAttentionWarps / warps) + index;
-  }
+  __device__ int32_t lane() const { return thread_number() % 32; }
+  __device__ int32_t warp() const { return __shfl_sync(kAllLanes, thread_number() / 32, 0); }
+  __device__ int32_t warps() const { return static_cast<int32_t>(blockDim.x) / 32; }
 };
 
-// The sequence and head of a team; none (n = 0) past the last. Bad cu_seqlens end the launch.
+// The sequence and head of a block. Bad cu_seqlens end the launch.
 struct Head {
   int64_t row;  // the first one in `out`
   int32_t b, h, n;
-  bool here;
 
-  __device__ Head(const Attention& a, const Team& team)
-      : row(0), b(static_cast<int32_t>(team.pair / static_cast<uint32_t>(a.heads))), n(0) {
-    h = static_cast<int32_t>(team.pair) - b * a.heads;
-    here = b < a.count;
-    if (!here) return;
+  __device__ explicit Head(const Attention& a)
+      : b(static_cast<int32_t>(blockIdx.x / static_cast<uint32_t>(a.heads))),
+        h(static_cast<int32_t>(blockIdx.x) - b * a.heads) {
     row = a.first_row(b);
     const int64_t end = a.cu_seqlens == nullptr ? row + a.n_max : a.cu_seqlens[b + 1];
     if (row < 0 || end < row || end - row > a.n_max || end > a.total || (b == 0 && row != 0)) {
       __trap();
     }
-    n = __shfl_sync(kAllLanes, static_cast<int32_t>(end - row), 0);
+    n = static_cast<int32_t>(end - row);
   }
   template <class Token>
   __device__ const Token* tokens(const Attention& a, const void* of, const Strides& strides) const {
@@ -70,7 +62,7 @@ struct Head {
   }
   template <class Token>
   __device__ Token* gradient(const Attention& a, void* of, const Strides& strides) const {
-    return static_cast<Token*>(of) + a.first_element(strides, b, h);
+    return static_cast<Token*>(of) + a.first_element(strides, here(b), here(h));
   }
 };
 
@@ -111,17 +103,22 @@ struct VisibleKeys {
   }
 };
 
-// Rows of kDim tokens in shared memory in pieces of 16 bytes. The pieces of a row change places with
-// its number: the same piece of eight rows lies in all 32 banks.
+// Tiles of 16 rows of kDim tokens lie in shared memory in pairs, one of keys and one of values (or
+// of queries and of gradients): an address in one is that in the other, kTile away.
+template <int kDim>
+constexpr int kTile = 16 * kDim * 2;  // bytes
+
+// Rows are in pieces of 16 bytes, which change places with the row's number: the same piece of eight
+// rows lies in all 32 banks. Of the first tile of a pair:
 template <int kDim>
 SPCXR_HD uint32_t place(uint32_t row, uint32_t piece) {
   const uint32_t turn = kDim == 32 ? row / 2 % 4 : row % 8;
-  return row * (kDim * 2) + (piece ^ turn) * 16;
+  return row / 16 * (2 * kTile<kDim>) + row % 16 * (kDim * 2) + (piece ^ turn) * 16;
 }
 
-// Where a lane points for four matrices of 16 rows and two pieces: "down" a piece first, as the
-// left factor has them (and, transposed, the right one), or "across" a row first, as the right
-// factor has its columns. Pieces 2 c and 2 c + 1 lie at this address ^ (32 * c).
+// Where a lane points for four matrices, 16 rows of two pieces: "down" a piece first, as the left
+// factor has them (and, transposed, the right one), or "across" eight rows first, as the right factor
+// has its columns. Pieces 2 c and 2 c + 1 lie at this address ^ (32 * c).
 template <int kDim>
 SPCXR_HD uint32_t down(uint32_t lane) {
   return place<kDim>(lane % 16, lane / 16);
@@ -135,9 +132,10 @@ SPCXR_HD uint32_t across(uint32_t lane) {
 template <int kDim, class Visit>
 __device__ inline void each_piece(const Team& team, int32_t rows, const Visit& visit) {
   constexpr int pieces = kDim / 8, at_once = 32 / pieces;
+  const int32_t lane = team.lane(), step = team.warps() * at_once;
 #pragma unroll 2
-  for (int32_t first = team.warp * at_once; first < rows; first += team.warps * at_once) {
-    visit(first + team.lane / pieces, team.lane % pieces);
+  for (int32_t first = team.warp() * at_once; first < rows; first += step) {
+    visit(first + lane / pieces, lane % pieces);
   }
 }
 
@@ -145,26 +143,26 @@ __device__ inline void each_piece(const Team& team, int32_t rows, const Visit& v
 // visit(key, piece, slot) sees all of them; the copies are awaited by the caller.
 template <class Token, int kDim, class Visit>
 __device__ inline void load_keys(const Attention& a, const Head& head, const Team& team,
-                                 const VisibleKeys& visible, unsigned char* keys,
-                                 unsigned char* values, const Visit& visit) {
-  const Token* k = head.here ? head.tokens<Token>(a, a.k, a.k_strides) : nullptr;
-  const Token* v = head.here ? head.tokens<Token>(a, a.v, a.v_strides) : nullptr;
-  const uint32_t keys_at = shared_address(keys), values_at = shared_address(values);
+                                 const VisibleKeys& visible, unsigned char* pairs,
+                                 const Visit& visit) {
+  const Token* k = head.tokens<Token>(a, a.k, a.k_strides);
+  const Token* v = head.tokens<Token>(a, a.v, a.v_strides);
+  const uint32_t to = shared_address(pairs);
   each_piece<kDim>(team, head.n, [&](int32_t j, int32_t piece) {
     const int32_t slot = visible.slot(j);
     if (slot >= 0) {
-      const uint32_t at = place<kDim>(slot, piece);
-      copy_async(keys_at + at, k + j * a.k_strides.token + piece * 8);
-      copy_async(values_at + at, v + j * a.v_strides.token + piece * 8);
+      const uint32_t at = to + place<kDim>(slot, piece);
+      copy_async(at, k + j * a.k_strides.token + piece * 8);
+      copy_async(at + kTile<kDim>, v + j * a.v_strides.token + piece * 8);
     }
     if (j < head.n) visit(j, piece, slot);
   });
   const int32_t padding = whole_tiles(visible.count) - visible.count;
   each_piece<kDim>(team, padding, [&](int32_t i, int32_t piece) {
     if (i >= padding) return;
-    const uint32_t at = place<kDim>(visible.count + i, piece);
-    *reinterpret_cast<uint4*>(keys + at) = make_uint4(0, 0, 0, 0);
-    *reinterpret_cast<uint4*>(values + at) = make_uint4(0, 0, 0, 0);
+    unsigned char* at = pairs + place<kDim>(visible.count + i, piece);
+    *reinterpret_cast<uint4*>(at) = make_uint4(0, 0, 0, 0);
+    *reinterpret_cast<uint4*>(at + kTile<kDim>) = make_uint4(0, 0, 0, 0);
   });
 }
 
@@ -229,26 +227,27 @@ __device__ inline void store_tile(const float (&x)[kDim / 8][4], const float (&f
   }
 }
 
-// kTiles tiles of the left factor, their kDim columns from rows in shared memory; `at` is "down".
+// kTiles tiles of the left factor from shared memory, the first `offset` after `at`, which is "down".
 template <int kDim, int kTiles>
-__device__ inline void load_tiles(uint32_t at, uint32_t (&tiles)[kTiles][kDim / 16][4]) {
+__device__ inline void load_tiles(uint32_t at, int32_t offset,
+                                  uint32_t (&tiles)[kTiles][kDim / 16][4]) {
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int c = 0; c < kDim / 16; ++c) {
-      load_matrices((at ^ (32 * c)) + tile * (16 * kDim * 2), tiles[tile][c]);
+      load_matrices((at ^ (32 * c)) + tile * (2 * kTile<kDim>) + offset, tiles[tile][c]);
     }
   }
 }
 
-// s[., e] += left * (8 kEights rows in shared memory)^T; `at` is "across".
+// s += left * (the first 8 kEights rows of a tile in shared memory)^T; `at` is "across".
 template <class Token, int kDim, int kTiles, int kEights = 2, int kLeft>
 __device__ inline void multiply_rows(const uint32_t (&left)[kLeft][kDim / 16][4], uint32_t at,
-                                     float (&s)[kTiles][2][4]) {
+                                     int32_t offset, float (&s)[kTiles][2][4]) {
 #pragma unroll
   for (int c = 0; c < kDim / 16; ++c) {
     uint32_t w[4];
-    load_matrices(at ^ (32 * c), w);
+    load_matrices((at ^ (32 * c)) + offset, w);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       multiply_add(Token{}, s[tile][0], left[tile][c], w[0], w[1]);
@@ -257,9 +256,9 @@ __device__ inline void multiply_rows(const uint32_t (&left)[kLeft][kDim / 16][4]
   }
 }
 
-// sum += s * (16 rows in shared memory); `at` is "down".
+// sum += s * (a tile in shared memory); `at` is "down".
 template <class Token, int kDim, int kTiles>
-__device__ inline void add_product(const float (&s)[kTiles][2][4], uint32_t at,
+__device__ inline void add_product(const float (&s)[kTiles][2][4], uint32_t at, int32_t offset,
                                    float (&sum)[kTiles][kDim / 8][4]) {
   uint32_t left[kTiles][4];
 #pragma unroll
@@ -273,7 +272,7 @@ __device__ inline void add_product(const float (&s)[kTiles][2][4], uint32_t at,
 #pragma unroll
   for (int c = 0; c < kDim / 16; ++c) {
     uint32_t w[4];
-    load_matrices_transposed(at ^ (32 * c), w);
+    load_matrices_transposed((at ^ (32 * c)) + offset, w);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       multiply_add(Token{}, sum[tile][2 * c], left[tile], w[0], w[1]);
@@ -292,11 +291,11 @@ __device__ inline void clear_piece(Token* row, int32_t piece) {
 template <int kDim, class Clear>
 __device__ inline void each_row_past(const Attention& a, const Head& head, const Team& team,
                                      const Clear& clear) {
-  if (a.cu_seqlens == nullptr || !head.here) return;
+  if (a.cu_seqlens == nullptr) return;
   const int64_t first = a.cu_seqlens[a.count];
   if (first < 0 || first > a.total) __trap();
   constexpr int pieces = kDim / 8;
-  const int32_t thread = team.warp * 32 + team.lane, at_once = team.warps * 32 / pieces;
+  const int32_t thread = team.warp() * 32 + team.lane(), at_once = team.warps() * 32 / pieces;
   for (int64_t row = first + head.b + thread / pieces * a.count; row < a.total;
        row += at_once * a.count) {
     clear(row, thread % pieces);

@@ -64,6 +64,20 @@ __device__ inline float log_of_two(float power) {
   asm("lg2.approx.f32 %0, %1;" : "=f"(exponent) : "f"(power));
   return exponent;
 }
+
+// threadIdx.x, asked anew: the compiler does not keep it.
+__device__ inline int32_t thread_number() {
+  int32_t number;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+  return number;
+}
+
+// The same number; what is computed from it is computed here and no earlier.
+template <class Number>
+__device__ inline Number here(Number number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
 #endif
 
 }  // namespace spcxr

@@ -139,6 +139,7 @@ inline int __clz(int32_t bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 
 inline void __syncthreads() { emulated::block_barrier->wait(); }
+inline void __syncwarp() { emulated::warps[threadIdx.x / 32]->barrier.wait(); }
 [[noreturn]] inline void __trap() { throw emulated::Trap{}; }
 inline void atomicAdd(int32_t* sum, int32_t value) {
   __atomic_fetch_add(sum, value, __ATOMIC_RELAXED);

@@ -81,5 +81,10 @@ inline void wait_for_copies() {
 
 inline float power_of_two(float exponent) { return std::exp2(exponent); }
 inline float log_of_two(float power) { return std::log2(power); }
+inline int32_t thread_number() { return static_cast<int32_t>(threadIdx.x); }
+template <class Number>
+Number here(Number number) {
+  return number;
+}
 
 }  // namespace spcxr
