@@ -1,9 +1,9 @@
-// The backward pass: a block holds the visible keys and values, the queries and their gradients of a
-// (sequence, head) in shared memory. Its warps take tiles of keys, for dk and dv, and tiles of
+// The backward pass: a block holds the visible keys and values, the queries and their gradients of
+// a (sequence, head) in shared memory. Its warps take tiles of keys, for dk and dv, and tiles of
 // queries, for dq; both make the probabilities anew from lse. No sum crosses warps.
 //
-// With s and p as in core/attention.h, k's bias leaves s - lse as it is, once lse is without it; v's
-// bias leaves do . v - do . out as it is, once out is without it.
+// With s and p as in core/attention.h: s - lse is the same without k's bias in both, and
+// do . v - do . out without v's.
 #pragma once
 
 #include "cuda/attention_tiles.cuh"
@@ -56,8 +56,8 @@ struct Backward {
   const Served& served;
   BackwardShared<kDim> shared;
 
-  // Queries with their bias, gradients, and of each query lse and delta. Rows up to a whole tile are
-  // zeros whose probabilities are 0.
+  // Queries with their bias, gradients, and of each query lse and delta. Rows up to a whole tile
+  // are zeros whose probabilities are 0.
   __device__ void load_queries() const {
     constexpr int pieces = kDim / 8;
     const Token* q = served.head.tokens<Token>(a, a.q, a.q_strides);
@@ -114,6 +114,7 @@ struct Backward {
   // dk and dv of the keys in slots `first` and on. Rows are keys, columns queries.
   template <int kTiles>
   __device__ void serve_keys(int32_t first) const {
+    __syncwarp();
     uint32_t k[kTiles][kDim / 16][4], v[kTiles][kDim / 16][4];
     const uint32_t from = down_of(shared.keys()) + first / 16 * kPair;
     load_tiles<kDim, kTiles>(from, 0, k);
@@ -163,6 +164,7 @@ struct Backward {
   // dq of the queries `first` and on. Rows are queries, columns slots of keys.
   template <int kTiles>
   __device__ void serve_queries(int32_t first) const {
+    __syncwarp();
     uint32_t q[kTiles][kDim / 16][4], grad[kTiles][kDim / 16][4];
     const uint32_t from = down_of(shared.queries()) + first / 16 * kPair;
     load_tiles<kDim, kTiles>(from, 0, q);
@@ -217,16 +219,15 @@ attention_backward_kernel(Attention a, AttentionGradient g) {
   const Head head(a);
   const VisibleKeys visible(a, head, team.lane());
   const BackwardShared<kDim> shared{whole_tiles(a.n_max)};
-  load_keys<Token, kDim>(
-      a, head, team, visible, shared.keys(),
-      [&](int32_t j, int32_t piece, int32_t slot) {
-        if (slot < 0) {
-          clear_piece(head.gradient<Token>(a, g.dk, g.dk_strides) + j * g.dk_strides.token, piece);
-          clear_piece(head.gradient<Token>(a, g.dv, g.dv_strides) + j * g.dv_strides.token, piece);
-        } else if (piece == 0) {
-          shared.sources()[slot] = static_cast<uint16_t>(j);
-        }
-      });
+  const auto note = [&](int32_t j, int32_t piece, int32_t slot) {
+    if (slot < 0) {
+      clear_piece(head.gradient<Token>(a, g.dk, g.dk_strides) + j * g.dk_strides.token, piece);
+      clear_piece(head.gradient<Token>(a, g.dv, g.dv_strides) + j * g.dv_strides.token, piece);
+    } else if (piece == 0) {
+      shared.sources()[slot] = static_cast<uint16_t>(j);
+    }
+  };
+  load_keys<Token, kDim>(a, head, team, visible, shared.keys(), note);
   const Served loading{head, visible.count, team.warps()};
   Backward<Token, kDim>{a, g, team, loading, shared}.load_queries();
   each_row_past<kDim>(a, head, team, [&](int64_t row, int32_t piece) {

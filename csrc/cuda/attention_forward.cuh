@@ -1,5 +1,6 @@
 // The forward pass: a block holds the visible keys and values of a (sequence, head) in shared
-// memory; its warps take tiles of queries and go through the keys 16 at a time with a running softmax.
+// memory; its warps take tiles of queries and go through the keys 16 at a time with a running
+// softmax.
 //
 // What the softmax cannot see is left out of the products: k's bias adds the same to all scores of
 // a query (it is added to lse alone), and v's bias passes through to the output as it is.
@@ -203,6 +204,7 @@ struct Forward {
 
   template <int kTiles>
   __device__ void serve(const Queries& q, int32_t first) const {
+    __syncwarp();
     Running<kDim, kTiles> running;
     for (int32_t key = 0; key < visible; key += 16) attend<kTiles>(q, key, running);
     finish<kTiles>(q, first, running);

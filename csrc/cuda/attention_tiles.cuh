@@ -1,5 +1,5 @@
-// What both attention kernels are made of: who works on what, which keys are visible, rows of a head
-// in shared memory, and products of tiles.
+// What both attention kernels are made of: who works on what, which keys are visible, rows of a
+// head in shared memory, and products of tiles.
 //
 // A tile has 16 rows. Of a tile in registers, quad l / 4 of a warp holds rows l / 4 and l / 4 + 8,
 // its lane l % 4 columns 2 (l % 4) and the next of every eight: see cuda/matrix.cuh.
@@ -32,9 +32,9 @@ SPCXR_HD int32_t backward_bytes(int32_t n_max, int32_t dim) {
 inline int32_t forward_warps(int32_t n_max) { return n_max <= 32 ? 1 : n_max <= 64 ? 2 : 4; }
 inline int32_t backward_warps(int32_t n_max) { return n_max <= 32 ? 2 : 4; }
 
-// A block of few warps serves one (sequence, head), so that several blocks share a processor. Who a
-// thread is is asked anew each time, as registers are dear; that a warp is one is said by a shuffle,
-// so that its branches need no care for lanes apart.
+// A block of few warps serves one (sequence, head), so that several blocks share a processor. Who
+// a thread is is asked anew each time, as registers are dear; that its warp is one is said by a
+// shuffle, so that branches need no care for lanes apart.
 struct Team {
   __device__ int32_t lane() const { return thread_number() % 32; }
   __device__ int32_t warp() const { return __shfl_sync(kAllLanes, thread_number() / 32, 0); }
@@ -108,8 +108,8 @@ struct VisibleKeys {
 template <int kDim>
 constexpr int kTile = 16 * kDim * 2;  // bytes
 
-// Rows are in pieces of 16 bytes, which change places with the row's number: the same piece of eight
-// rows lies in all 32 banks. Of the first tile of a pair:
+// Rows are in pieces of 16 bytes, which change places with the row's number: the same piece of
+// eight rows lies in all 32 banks. Of the first tile of a pair:
 template <int kDim>
 SPCXR_HD uint32_t place(uint32_t row, uint32_t piece) {
   const uint32_t turn = kDim == 32 ? row / 2 % 4 : row % 8;
@@ -117,8 +117,8 @@ SPCXR_HD uint32_t place(uint32_t row, uint32_t piece) {
 }
 
 // Where a lane points for four matrices, 16 rows of two pieces: "down" a piece first, as the left
-// factor has them (and, transposed, the right one), or "across" eight rows first, as the right factor
-// has its columns. Pieces 2 c and 2 c + 1 lie at this address ^ (32 * c).
+// factor has them (and, transposed, the right one), or "across" eight rows first, as the right
+// factor has its columns. Pieces 2 c and 2 c + 1 lie at this address ^ (32 * c).
 template <int kDim>
 SPCXR_HD uint32_t down(uint32_t lane) {
   return place<kDim>(lane % 16, lane / 16);
@@ -222,12 +222,13 @@ __device__ inline void store_tile(const float (&x)[kDim / 8][4], const float (&f
       }
       transpose_quads(w, lane);
       if (rows[half] == nullptr) continue;
-      reinterpret_cast<uint4*>(rows[half])[4 * part + lane % 4] = make_uint4(w[0], w[1], w[2], w[3]);
+      auto* pieces = reinterpret_cast<uint4*>(rows[half]);
+      pieces[4 * part + lane % 4] = make_uint4(w[0], w[1], w[2], w[3]);
     }
   }
 }
 
-// kTiles tiles of the left factor from shared memory, the first `offset` after `at`, which is "down".
+// kTiles tiles of the left factor from shared memory, the first `offset` past `at`: "down".
 template <int kDim, int kTiles>
 __device__ inline void load_tiles(uint32_t at, int32_t offset,
                                   uint32_t (&tiles)[kTiles][kDim / 16][4]) {

@@ -99,8 +99,8 @@ T exchange(T value, const Pick& pick) {
   return taken;
 }
 
-// Up to six words of each lane to all of them: words[lane][i]. They stay until the warp shares again
-// twice: nobody can write over them before everyone has come to the next sharing.
+// Up to six words of each lane to all of them: words[lane][i]. They stay until the warp has shared
+// twice more: nobody can write over them before everyone has come to the next sharing.
 inline thread_local unsigned share_turn = 0;
 template <class... Words>
 const uint32_t (*share(Words... mine))[6] {

@@ -1,6 +1,6 @@
-// The functions of cuda/matrix.cuh on the CPU: include this before it. Where the elements of a matrix
-// lie in a warp is taken from the PTX ISA's formulas (9.7.14.5.8, "Matrix Fragments for mma.m16n8k16
-// with floating point type"; 9.7.14.5.15, ldmatrix), not from the kernels.
+// The functions of cuda/matrix.cuh on the CPU: include this before it. Where the elements of a
+// matrix lie in a warp is taken from the PTX ISA ("Matrix Fragments for mma.m16n8k16 with floating
+// point type", "Warp-level matrix load instruction: ldmatrix"), not from the kernels.
 #pragma once
 
 #include "cuda_emulation.h"
