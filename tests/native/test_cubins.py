@@ -128,7 +128,7 @@ def test_attention_uses_tensor_cores(architecture):
             backward = name == "attention_backward_kernel"
             products = re.findall(r"HMMA\.16816\.F32(\.BF16)?", function)
             assert all((p == ".BF16") == (token == "bfloat16") for p in products)
-            # Over 16 keys or queries, products of the forward pass: two; of both passes backward: seven.
+            # Products over 16 keys or queries: two of the forward pass, seven of the backward one.
             at_least = int(dim) // 8 * 2 * (7 if backward else 2)
             assert len(products) >= at_least, (name, token, dim, len(products))
             counts = {
