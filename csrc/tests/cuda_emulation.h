@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -33,20 +34,26 @@ struct Barrier {
 
 struct Warp {
   Barrier barrier{32};
-  double lanes[32];  // holds an int32_t too
+  double lanes[32];         // holds an int32_t too
+  uint32_t words[2][32][6];  // see `share`
 };
 
 inline thread_local Dim threadIdx, blockIdx;
 inline Dim blockDim;
 inline Barrier* block_barrier;
 inline std::vector<Warp*> warps;
+inline unsigned char* dynamic_shared;  // exactly as many bytes as a launch asks for
 
 struct Trap {};
 
 // Whether a thread came to __trap(), where all of a block must come before the next barrier.
+// Every block finds `bytes` of dynamic shared memory full of NaNs.
 template <class Body>
-bool traps(unsigned blocks, unsigned threads, const Body& body) {
+bool traps(unsigned blocks, unsigned threads, const Body& body, size_t bytes = 0) {
   if (blocks == 0) return false;
+  const std::unique_ptr<unsigned char[]> shared(new unsigned char[bytes]);
+  dynamic_shared = shared.get();
+  std::memset(dynamic_shared, 0xFF, bytes);
   std::atomic<bool> trapped{false};
   Barrier barrier(threads), next(threads);
   block_barrier = &barrier;
@@ -64,6 +71,9 @@ bool traps(unsigned blocks, unsigned threads, const Body& body) {
           trapped = true;
         }
         next.wait();
+        if (bytes == 0) continue;
+        if (t == 0) std::memset(dynamic_shared, 0xFF, bytes);
+        next.wait();
       }
     });
   }
@@ -74,8 +84,8 @@ bool traps(unsigned blocks, unsigned threads, const Body& body) {
 }
 
 template <class Body>
-void launch(unsigned blocks, unsigned threads, const Body& body) {
-  if (traps(blocks, threads, body)) std::abort();
+void launch(unsigned blocks, unsigned threads, const Body& body, size_t bytes = 0) {
+  if (traps(blocks, threads, body, bytes)) std::abort();
 }
 
 // What the lanes of a warp exchange: `pick` finds in all 32 what a lane takes.
@@ -87,6 +97,19 @@ T exchange(T value, const Pick& pick) {
   const T taken = static_cast<T>(pick(warp.lanes));
   warp.barrier.wait();
   return taken;
+}
+
+// Up to six words of each lane to all of them: words[lane][i]. They stay until the warp has shared
+// twice more: nobody can write over them before everyone has come to the next sharing.
+inline thread_local unsigned share_turn = 0;
+template <class... Words>
+const uint32_t (*share(Words... mine))[6] {
+  Warp& warp = *warps[threadIdx.x / 32];
+  auto& words = warp.words[share_turn++ % 2];
+  int i = 0;
+  ((words[threadIdx.x % 32][i++] = mine), ...);
+  warp.barrier.wait();
+  return words;
 }
 
 }  // namespace emulated
@@ -116,6 +139,7 @@ inline int __clz(int32_t bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 
 inline void __syncthreads() { emulated::block_barrier->wait(); }
+inline void __syncwarp() { emulated::warps[threadIdx.x / 32]->barrier.wait(); }
 [[noreturn]] inline void __trap() { throw emulated::Trap{}; }
 inline void atomicAdd(int32_t* sum, int32_t value) {
   __atomic_fetch_add(sum, value, __ATOMIC_RELAXED);
@@ -141,6 +165,17 @@ T __shfl_up_sync(unsigned, T value, unsigned step) {
       value, [&](const double* lanes) { return lanes[lane < step ? lane : lane - step]; });
 }
 template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return emulated::exchange(value, [&](const double* lanes) { return lanes[lane % 32]; });
+}
+inline bool __any_sync(unsigned, bool value) {
+  return emulated::exchange<int32_t>(value, [](const double* lanes) {
+    double sum = 0;
+    for (int i = 0; i < 32; ++i) sum += lanes[i];
+    return sum;
+  }) != 0;
+}
+template <class T>
 T __shfl_xor_sync(unsigned, T value, unsigned step) {
   const unsigned lane = threadIdx.x % 32;
   return emulated::exchange(value, [&](const double* lanes) { return lanes[lane ^ step]; });
@@ -160,6 +195,7 @@ inline uint16_t to_float16(float value) {
   const double size = std::fabs(static_cast<double>(value));
   if (value != value) return 0x7FFF;
   if (size >= 65520) return sign | 0x7C00;
+  if (size == 0) return sign;
   int exponent = 0;
   std::frexp(size, &exponent);  // size = [0.5, 1) * 2**exponent
   exponent = exponent < -13 ? -13 : exponent;

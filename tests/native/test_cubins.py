@@ -1,4 +1,6 @@
-"""The CUDA kernels compiled, on a machine without a GPU: budgets, wide words, no fused noise.
+"""The CUDA kernels compiled, on a machine without a GPU.
+
+Budgets, wide words, tensor cores, no fused noise.
 
 After a change on purpose: ``python tests/native/test_cubins.py`` writes budgets.json anew.
 """
@@ -21,6 +23,7 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 NVCC = ("nvcc", "-std=c++17", "-O3", "-fmad=false", "-I", str(ROOT / "csrc"))
 TYPES = {"h": "uint8", "t": "uint16", "f": "float32", "7Float16": "float16"}
 TYPES |= {"8BFloat16": "bfloat16", "Lb1": "whole", "3One": "any", "5Eight": "", "Lb0": ""}
+TYPES |= {f"Li{dim}": str(dim) for dim in (32, 64, 128)}
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 
 
@@ -113,11 +116,48 @@ def test_fast_paths_use_wide_words(architecture):
 
 
 @needs_nvcc
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attention_uses_tensor_cores(architecture):
+    """Products on tensor cores from shared memory, and 16 bytes a lane between it and global."""
+    folder, _ = compiled(architecture)
+    seen = 0
+    for cubin in folder.glob("attention_*.cubin"):
+        code = run(disassembler(), "-sass", cubin)
+        for function in code.split("Function : ")[1:]:
+            name, token, dim = kernel_name(function.split()[0]).split()
+            backward = name == "attention_backward_kernel"
+            products = re.findall(r"HMMA\.16816\.F32(\.BF16)?", function)
+            assert all((p == ".BF16") == (token == "bfloat16") for p in products)
+            # Products over 16 keys or queries: two of the forward pass, seven of the backward one.
+            at_least = int(dim) // 8 * 2 * (7 if backward else 2)
+            assert len(products) >= at_least, (name, token, dim, len(products))
+            counts = {
+                what: len(re.findall(pattern, function))
+                for what, pattern in {
+                    "rows": r"LDSM\.16\.M88\.4",
+                    "columns": r"LDSM\.16\.MT88\.4",
+                    "copies": r"LDGSTS\.E\.BYPASS\.(LTC128B\.)?128",
+                    "loads": r"LDG\.E\.128",
+                    "stores": r"STG\.E\.128",
+                }.items()
+            }
+            assert all(counts.values()), (name, token, dim, counts)
+            assert not re.search(r"\b(LDL|STL)\b", function), (name, token, dim)
+            seen += 1
+    assert seen == 2 * 2 * 3  # passes, types, head dims
+
+
+@needs_nvcc
 def test_only_resampling_fuses(tmp_path):
-    """A fused multiply-add rounds once: the noise would have other bits than the CPU's."""
+    """A fused multiply-add rounds once: the noise would have other bits than the CPU's.
+
+    Attention has no such twin, and says itself what it fuses.
+    """
     assert "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false>" in (ROOT / "CMakeLists.txt").read_text()
     fused = 0
     for source in SOURCES:
+        if source.stem.startswith("attention"):
+            continue
         out = tmp_path / "out.ptx"
         run(*NVCC, "-ptx", "-gencode", "arch=compute_80,code=compute_80", "-o", out, source)
         lines = [line for line in out.read_text().splitlines() if "fma.rn.f32" in line]
