@@ -215,7 +215,7 @@ def test_attention(timed, require_backend, device, which, n, layout, dtype, what
     if "median_us" in timed.row:
         timed.row["useful_gflop_s"] = gflop / (timed.row["median_us"] / 1e6)
     if what == "spcxr":
-        timed.row["handed_over"] = handed_over("native", device, held, DIM, n) or ""
+        timed.row["handed_over"] = handed_over("native", rows.device, held, DIM, n) or ""
         targets(timed, which, n, layout, dtype, device)
 
 

@@ -37,7 +37,7 @@ VERBS = {
 # What `auto` leaves to torch although the kernels are there (`masked_attention.handed_over`).
 HANDED_OVER = {
     "masked_attention": "on CUDA it hands over to torch's SDPA: float32, head dims other than 32, "
-    "64, 128, sequences of more than 256 tokens",
+    "64, 128, sequences of more than 256 tokens, heads that do not fit the shared memory",
 }
 LIBRARY = Path(__file__).resolve().parents[1] / "_native_ops.so"
 

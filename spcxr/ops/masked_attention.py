@@ -103,11 +103,15 @@ def masked_attention(
 
 
 def _as_computed(t: Tensor) -> Tensor:
-    """Autocast's dtype where it holds, and the elements of a head side by side."""
+    """Autocast's dtype where it holds, and heads that a kernel can read: their elements side by
+    side, on a GPU at multiples of 16 bytes."""
     kind = t.device.type
     if t.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         t = t.to(torch.get_autocast_dtype(kind))
-    return t if t.ndim == 0 or t.stride(-1) == 1 else t.contiguous()
+    if t.ndim == 0:
+        return t
+    apart = kind == "cuda" and any(n % 8 for n in (t.storage_offset(), *t.stride()[:-1]))
+    return t.contiguous() if apart or t.stride(-1) != 1 else t
 
 
 def _check_parts(parts: tuple[Tensor, ...], cu_seqlens: Tensor | None, n_max: int | None) -> int:
@@ -180,12 +184,14 @@ def _check_key_mask(mask: Tensor, count: int, n_max: int, device: torch.device) 
     return pack_key_mask(mask) if mask.dtype == torch.bool else mask.contiguous()
 
 
-def handed_over(backend: str, device: str, dtype: torch.dtype, dim: int, n_max: int) -> str | None:
+def handed_over(
+    backend: str, device: torch.device, dtype: torch.dtype, dim: int, n_max: int
+) -> str | None:
     """Why a backend's kernels leave a call to ``scaled_dot_product_attention``; None: they serve.
 
-    >>> handed_over("native", "cpu", torch.float32, 64, 1025) is None
+    >>> handed_over("native", torch.device("cpu"), torch.float32, 64, 1025) is None
     True
-    >>> handed_over("native", "cuda", torch.bfloat16, 64, 1025)
+    >>> handed_over("native", torch.device("cuda"), torch.bfloat16, 64, 1025)
     'sequences of more than 256 tokens'
     """
     if backend == "reference":
@@ -194,23 +200,35 @@ def handed_over(backend: str, device: str, dtype: torch.dtype, dim: int, n_max: 
         return "float64"
     if backend == "triton":
         return None if dim in (16, 32, 64, 128) else "head dims other than 16, 32, 64, 128"
-    if device == "cpu":
+    if device.type == "cpu":
         return None
     if dtype == torch.float32:
         return "float32"
     if dim not in CUDA_HEAD_DIMS:
         return "head dims other than 32, 64, 128"
-    most = CUDA_MOST_TOKENS
-    return f"sequences of more than {most} tokens" if n_max > most else None
+    if n_max > CUDA_MOST_TOKENS:
+        return f"sequences of more than {CUDA_MOST_TOKENS} tokens"
+    if _backward_bytes(n_max, dim) > _shared_bytes(device):
+        return f"{n_max} tokens of head dim {dim} in the shared memory of this device"
+    return None
 
 
-CUDA_HEAD_DIMS, CUDA_MOST_TOKENS = (32, 64, 128), 256  # of csrc/cuda: what shared memory holds
+CUDA_HEAD_DIMS, CUDA_MOST_TOKENS = (32, 64, 128), 256  # of csrc/cuda/attention_tiles.cuh
+
+
+def _backward_bytes(n_max: int, dim: int) -> int:
+    """Shared memory of a block of the backward kernel, which needs the most."""
+    return -(-n_max // 16) * 16 * (8 * dim + 10) + 32
+
+
+@torch.compiler.assume_constant_result
+def _shared_bytes(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _serving(backend: str, first: Tensor, n_max: int) -> str:
-    device = first.device.type
-    served = dispatch.choose(VERB, backend, device)
-    reason = handed_over(served, device, first.dtype, first.shape[-1], n_max)
+    served = dispatch.choose(VERB, backend, first.device.type)
+    reason = handed_over(served, first.device, first.dtype, first.shape[-1], n_max)
     if reason is None:
         return served
     if backend == "auto":

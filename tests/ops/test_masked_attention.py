@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from view_cases import needs_native
 
 from spcxr.errors import SpcxrError
+import spcxr.ops.masked_attention as module
 from spcxr.ops import dispatch
 from spcxr.ops.masked_attention import handed_over, masked_attention, pack_key_mask
 
@@ -320,10 +321,15 @@ def test_the_op_itself_keeps_memory_safe():
         op(qkv[None], None, None, None, 6, 1.0, False)
 
 
-def test_what_the_kernels_do_not_serve_goes_to_sdpa():
-    assert handed_over("native", "cuda", torch.bfloat16, 64, 256) is None
-    for words in ((torch.float32, 64, 50), (torch.bfloat16, 24, 50), (torch.bfloat16, 64, 257)):
-        assert handed_over("native", "cuda", *words) is not None
+def test_what_the_kernels_do_not_serve_goes_to_sdpa(monkeypatch):
+    gpu, half = torch.device("cuda"), torch.bfloat16
+    shared = {"H100": 232448, "A100": 166912, "RTX 3090": 101376}
+    monkeypatch.setattr(module, "_shared_bytes", lambda device: shared[name])
+    for name, most in (("H100", 256), ("A100", 256), ("RTX 3090", 192)):
+        assert handed_over("native", gpu, half, 64, most) is None
+        assert handed_over("native", gpu, half, 64, most + 1) is not None
+    for words in ((torch.float32, 64, 50), (half, 24, 50), (half, 128, 256)):
+        assert handed_over("native", gpu, *words) is not None
     qkv = torch.randn(2, 9, 3, 2, 8, dtype=torch.float64)
     assert torch.allclose(masked_attention(qkv), sdpa(qkv))
     with pytest.raises(dispatch.BackendUnavailable, match="does not serve float64"):
