@@ -223,7 +223,8 @@ def _backward_bytes(n_max: int, dim: int) -> int:
 
 @torch.compiler.assume_constant_result
 def _shared_bytes(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    found: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the attribute
+    return found.shared_memory_per_block_optin
 
 
 def _serving(backend: str, first: Tensor, n_max: int) -> str:
