@@ -139,9 +139,8 @@ class Forward : Head<Token> {
       read_row<Token>(v + this->visible_[j] * a.v_strides.token, this->entry(2), a.dim,
                       values_ + j * kPanel, this->key_panel());
     }
-    const int32_t most = most_queries(this->keys_);
-    const int32_t blocks = (this->length_ + most - 1) / most;
-    for (int32_t k = 0; k < blocks; ++k) block(part(this->length_, blocks, k));
+    const Cuts blocks(this->length_, most_queries(this->keys_));
+    for (int32_t k = 0; k < blocks.count; ++k) block(blocks[k]);
   }
 
  private:
@@ -260,8 +259,8 @@ class Backward : Head<Token> {
     this->by_panels(a.v, a.v_strides, 2, [&](int32_t j, const float* stage) {
       put_across(stage, this->width_, values_across_ + int64_t{j} * this->width_);
     });
-    const int32_t blocks = (this->length_ + kMostQueries - 1) / kMostQueries;
-    for (int32_t k = 0; k < blocks; ++k) block(part(this->length_, blocks, k), k > 0);
+    const Cuts blocks(this->length_, kMostQueries);
+    for (int32_t k = 0; k < blocks.count; ++k) block(blocks[k], k > 0);
     write_keys(dk_, g_.dk, g_.dk_strides);
     write_keys(dv_, g_.dv, g_.dv_strides);
   }

@@ -16,7 +16,7 @@ inline const Vector& vector_at(const float* place) {
   return *reinterpret_cast<const Vector*>(place);
 }
 
-// A tile of sums that fills the registers: so many rows of two vectors.
+// A tile of sums that fills the registers: so many rows of two vectors, or twice as many of one.
 constexpr int kTileRows = kVectorFloats == 16 ? 12 : 6;
 constexpr int kPanel = 2 * kVectorFloats;
 
@@ -38,7 +38,7 @@ struct Product {
 template <bool across, int rows, int vectors>
 void tile(const Product& g, const float* a, const float* b, float* c) {
   Vector sum[rows][vectors];
-#pragma GCC unroll 12
+#pragma GCC unroll 24
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) {
@@ -47,7 +47,7 @@ void tile(const Product& g, const float* a, const float* b, float* c) {
   }
   const int64_t pitch = g.a_pitch;
   for (int32_t p = 0; p < g.depth; ++p, b += kPanel) {
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int i = 0; i < rows; ++i) {
       const Vector factor = a[across ? i : i * pitch] - Vector{};
 #pragma GCC unroll 2
@@ -55,7 +55,7 @@ void tile(const Product& g, const float* a, const float* b, float* c) {
     }
     a += across ? pitch : 1;
   }
-#pragma GCC unroll 12
+#pragma GCC unroll 24
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) vector_at(c + i * g.c_pitch + v * kVectorFloats) = sum[i][v];
@@ -67,12 +67,12 @@ using Tile = void (*)(const Product& g, const float* a, const float* b, float* c
 // tile<across, rows, vectors> at [rows - 1][vectors - 1].
 template <bool across>
 struct Tiles {
-  Tile of[kTileRows][2];
+  Tile of[2 * kTileRows][2];
 
-  template <int rows = kTileRows>
+  template <int rows = 2 * kTileRows>
   constexpr void fill() {
     of[rows - 1][0] = tile<across, rows, 1>;
-    of[rows - 1][1] = tile<across, rows, 2>;
+    if constexpr (rows <= kTileRows) of[rows - 1][1] = tile<across, rows, 2>;
     if constexpr (rows > 1) fill<rows - 1>();
   }
   constexpr Tiles() : of() { fill(); }
@@ -81,40 +81,59 @@ struct Tiles {
 template <bool across>
 constexpr Tiles<across> kTiles;
 
-// Part `k` of n things cut into parts of nearly equal size.
 struct Part {
   int32_t begin, size;
 };
 
-inline Part part(int32_t n, int32_t parts, int32_t k) {
-  const auto edge = [&](int32_t at) { return static_cast<int32_t>(int64_t{n} * at / parts); };
-  return Part{edge(k), edge(k + 1) - edge(k)};
-}
+// n things cut into as few parts as hold at most `most`, of nearly equal size.
+class Cuts {
+ public:
+  Cuts(int32_t n, int32_t most)
+      : count((n + most - 1) / most), size_(count > 0 ? n / count : 0), larger_(n - size_ * count) {}
+
+  Part operator[](int32_t k) const {
+    return Part{k * size_ + smaller(k, larger_), size_ + (k < larger_)};
+  }
+  const int32_t count;
+
+ private:
+  int32_t size_, larger_;  // so many have one more
+};
 
 template <bool across>
-void multiply_tile(const Product& g, const Part& rows, int32_t panel) {
-  const int32_t vectors = smaller(g.vectors - 2 * panel, 2);
+void multiply_part(const Product& g, const Part& rows, int32_t panel, int32_t vectors) {
   kTiles<across>.of[rows.size - 1][vectors - 1](
       g, g.a + rows.begin * (across ? 1 : g.a_pitch), g.b + panel * g.b_panel,
       g.c + rows.begin * g.c_pitch + panel * kPanel);
 }
 
+// The last panel, where it is only half one.
+template <bool across>
+void multiply_rest(const Product& g) {
+  const Cuts groups(g.rows, 2 * kTileRows);
+  for (int32_t k = 0; k < groups.count && g.vectors % 2 != 0; ++k) {
+    multiply_part<across>(g, groups[k], g.vectors / 2, 1);
+  }
+}
+
 // A panel of b stays in the nearest cache while a passes by.
 inline void multiply(const Product& g) {
-  const int32_t groups = (g.rows + kTileRows - 1) / kTileRows, panels = (g.vectors + 1) / 2;
-  for (int32_t panel = 0; panel < panels; ++panel) {
-    for (int32_t k = 0; k < groups; ++k) multiply_tile<false>(g, part(g.rows, groups, k), panel);
+  const Cuts groups(g.rows, kTileRows);
+  for (int32_t panel = 0; panel < g.vectors / 2; ++panel) {
+    for (int32_t k = 0; k < groups.count; ++k) multiply_part<false>(g, groups[k], panel, 2);
   }
+  multiply_rest<false>(g);
 }
 
 // As above, a read across: now it is a few columns of a that stay.
 inline void multiply_across(const Product& g) {
-  const int32_t groups = (g.rows + kTileRows - 1) / kTileRows, panels = (g.vectors + 1) / 2;
-  for (int32_t k = 0; k < groups; ++k) {
-    for (int32_t panel = 0; panel < panels; ++panel) {
-      multiply_tile<true>(g, part(g.rows, groups, k), panel);
+  const Cuts groups(g.rows, kTileRows);
+  for (int32_t k = 0; k < groups.count; ++k) {
+    for (int32_t panel = 0; panel < g.vectors / 2; ++panel) {
+      multiply_part<true>(g, groups[k], panel, 2);
     }
   }
+  multiply_rest<true>(g);
 }
 
 constexpr float kLog2E = 1.44269504088896341f;
