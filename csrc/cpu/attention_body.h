@@ -17,6 +17,7 @@ namespace {
 constexpr int32_t kMostQueries = 48;  // of a block
 constexpr int32_t kMostScores = 16384;  // of a block of the forward pass: they stay in a near cache
 constexpr int32_t kMostKeys = 256;  // of a step over a block's keys, a multiple of kPanel
+constexpr int32_t kSummedKeys = 64;  // at a time, into an output
 
 // A row of n numbers, so far from the next that a column of them fits a cache.
 inline int32_t pitch_of(int32_t n) { return round_up(n, 16) | 16; }
@@ -174,9 +175,9 @@ class Forward : Head<Token> {
     multiply(Product{queries_, width, across_, int64_t{kPanel} * width, scores_, pitch, queries.size,
                      round_up(keys, kVectorFloats) / kVectorFloats, a.dim, false});
     softmax(queries);
-    for (int32_t j = 0; j < keys; j += kMostKeys) {
+    for (int32_t j = 0; j < keys; j += kSummedKeys) {
       multiply(Product{scores_ + j, pitch, values_ + j * kPanel, this->key_panel(), outs_, width,
-                       queries.size, width / kVectorFloats, smaller(keys - j, kMostKeys), j > 0});
+                       queries.size, width / kVectorFloats, smaller(keys - j, kSummedKeys), j > 0});
     }
     for (int32_t i = 0; i < queries.size; ++i) {
       this->write_row(outs_ + i * width, inverse_[i], out_ + this->out_element(queries.begin + i));

@@ -41,9 +41,7 @@ void tile(const Product& g, const float* a, const float* b, float* c) {
 #pragma GCC unroll 24
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) {
-      sum[i][v] = g.add ? vector_at(c + i * g.c_pitch + v * kVectorFloats) : Vector{};
-    }
+    for (int v = 0; v < vectors; ++v) sum[i][v] = Vector{};
   }
   const int64_t pitch = g.a_pitch;
   for (int32_t p = 0; p < g.depth; ++p, b += kPanel) {
@@ -58,7 +56,11 @@ void tile(const Product& g, const float* a, const float* b, float* c) {
 #pragma GCC unroll 24
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) vector_at(c + i * g.c_pitch + v * kVectorFloats) = sum[i][v];
+    for (int v = 0; v < vectors; ++v) {
+      Vector& at = vector_at(c + i * g.c_pitch + v * kVectorFloats);
+      // What is there comes last: sums of short products drift less than one long sum.
+      at = g.add ? at + sum[i][v] : sum[i][v];
+    }
   }
 }
 
