@@ -14,7 +14,7 @@ namespace spcxr {
 namespace SPCXR_ISA {
 namespace {
 
-constexpr int32_t kMostQueries = 48;  // of a block
+constexpr int32_t kMostQueries = 64;  // of a block
 constexpr int32_t kMostScores = 16384;  // of a block of the forward pass: they stay in a near cache
 constexpr int32_t kMostKeys = 256;  // of a step over a block's keys, a multiple of kPanel
 constexpr int32_t kSummedKeys = 64;  // at a time, into an output
