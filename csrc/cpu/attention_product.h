@@ -42,7 +42,7 @@ void tile(const Product& g, const float* a, const float* b, float* c) {
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) {
-      sum[i][v] = g.add ? vector_at(c + i * g.c_pitch + v * kVectorFloats) : Vector{};
+      sum[i][v] = Vector{};
     }
   }
   const int64_t pitch = g.a_pitch;
@@ -58,7 +58,10 @@ void tile(const Product& g, const float* a, const float* b, float* c) {
 #pragma GCC unroll 24
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) vector_at(c + i * g.c_pitch + v * kVectorFloats) = sum[i][v];
+    for (int v = 0; v < vectors; ++v) {
+      Vector& place = vector_at(c + i * g.c_pitch + v * kVectorFloats);
+      place = g.add ? place + sum[i][v] : sum[i][v];
+    }
   }
 }
 
