@@ -41,9 +41,7 @@ void tile(const Product& g, const float* a, const float* b, float* c) {
 #pragma GCC unroll 24
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) {
-      sum[i][v] = Vector{};
-    }
+    for (int v = 0; v < vectors; ++v) sum[i][v] = Vector{};
   }
   const int64_t pitch = g.a_pitch;
   for (int32_t p = 0; p < g.depth; ++p, b += kPanel) {
@@ -92,7 +90,9 @@ struct Part {
 class Cuts {
  public:
   Cuts(int32_t n, int32_t most)
-      : count((n + most - 1) / most), size_(count > 0 ? n / count : 0), larger_(n - size_ * count) {}
+      : count((n + most - 1) / most),
+        size_(count > 0 ? n / count : 0),
+        larger_(n - size_ * count) {}
 
   Part operator[](int32_t k) const {
     return Part{k * size_ + smaller(k, larger_), size_ + (k < larger_)};
