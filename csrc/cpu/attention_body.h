@@ -1,7 +1,7 @@
-// Masked attention in float arithmetic, forward and backward, in namespace SPCXR_ISA: the including
-// file names it, CMake gives its compiler flags. For one head of one sequence, the keys that are not
-// masked are laid side by side once; then block by block of queries: scores, softmax, products. What
-// is inline in a header must not leave this object file, as in kernels_body.h.
+// Masked attention in float arithmetic, forward and backward, in namespace SPCXR_ISA: the
+// including file names it, CMake gives its compiler flags. For one head of one sequence, the keys
+// that are not masked are laid side by side once; then block by block of queries: scores, softmax,
+// products. What is inline in a header must not leave this object file, as in kernels_body.h.
 #define SPCXR_HD inline __attribute__((always_inline))
 
 #include "cpu/attention.h"
@@ -69,8 +69,8 @@ class Forward : Head<Token> {
     }
   }
 
-  // A row of scores becomes exp(size * (score - the largest)); their sum's inverse is kept. One step after
-  // the other for all rows, so that a row need not wait for what the one before folds.
+  // A row of scores becomes exp(size * (score - the largest)); their sum's inverse is kept. One
+  // step after the other for all rows, so that none waits for what the row before it folds.
   void softmax(const Part& queries) {
     const int32_t end = this->end(), pitch = pitch_of(this->keys_);
     const float size = this->size();
@@ -183,9 +183,12 @@ class Backward : Head<Token> {
     for (int32_t i = 0; i < queries.size; ++i) {
       differentiate(p_ + i * pitch, ds_ + i * pitch, g_.lse[this->lse_element(queries.begin + i)]);
     }
-    multiply_across({p_, pitch, grads_.panels, panel, dv_, width, keys, vectors, queries.size, later});
-    multiply_across(
-        {ds_, pitch, queries_.panels, panel, dk_, width, keys, vectors, queries.size, later});
+    const auto add = [&](const float* scores, const Block& right, float* sum) {
+      multiply_across(
+          {scores, pitch, right.panels, panel, sum, width, keys, vectors, queries.size, later});
+    };
+    add(p_, grads_, dv_);
+    add(ds_, queries_, dk_);
     this->multiply_scores(ds_, queries.size, key_panels_, dq_);
     for (int32_t i = 0; i < queries.size; ++i) {
       this->write_row(dq_ + i * width, this->a_.scale, dq_row(queries.begin + i));
@@ -196,20 +199,20 @@ class Backward : Head<Token> {
     const Attention& a = this->a_;
     const int32_t width = this->width_;
     const Bits* const q = this->first(a.q, a.q_strides);
+    const Bits* const grad_out = static_cast<const Bits*>(g_.grad_out);
     const Entry plain{zeros_, 1.0f};
     for (int32_t i = 0; i < queries.size; ++i) {
       const int32_t query = queries.begin + i;
       read_row<Token>(q + query * a.q_strides.token, this->entry(0), a.dim,
                       queries_.rows + i * width);
-      read_row<Token>(static_cast<const Bits*>(g_.grad_out) + this->out_element(query), plain, a.dim,
-                      grads_.rows + i * width);
+      read_row<Token>(grad_out + this->out_element(query), plain, a.dim, grads_.rows + i * width);
       queries_.put(i, width);
       grads_.put(i, width);
     }
   }
 
-  // A query's scores and do . v become p and ds / scale. do . out is taken as the mean of do . v, for
-  // out was rounded; by the sum of p, for lse was rounded too.
+  // A query's scores and do . v become p and ds / scale. do . out is taken as the mean of do . v,
+  // for out was rounded; and by the sum of p, for lse was rounded too.
   void differentiate(float* p, float* ds, float lse) const {
     const int32_t end = this->end();
     const float size = this->size();

@@ -1,5 +1,5 @@
-// What the forward and the backward pass of attention_body.h share: the keys of one head that are not
-// masked, and products with them.
+// What the forward and the backward pass of attention_body.h share: the keys of one head that are
+// not masked, and products with them.
 #pragma once
 
 #include "cpu/attention_rows.h"
@@ -9,7 +9,7 @@ namespace spcxr {
 namespace SPCXR_ISA {
 namespace {
 
-constexpr int32_t kMostQueries = 64;  // of a block
+constexpr int32_t kMostQueries = 64;    // of a block
 constexpr int32_t kNearScores = 16384;  // floats that stay in a near cache, for the forward pass
 constexpr int32_t kFarScores = 65536;   // those of the backward pass, which does more with each
 constexpr int32_t kMostKeys = 128;      // that are summed up in one go
@@ -115,8 +115,8 @@ class Head {
   // outs [count, width_] = scores times rows of keys in panels, not too many keys in one sum.
   void multiply_scores(const float* scores, int32_t count, const float* panels, float* outs) const {
     for (int32_t j = 0; j < keys_; j += kMostKeys) {
-      multiply({scores + j, pitch_of(keys_), panels + int64_t{j} * kPanel, key_panel(), outs, width_,
-                count, width_ / kVectorFloats, smaller(keys_ - j, kMostKeys), j > 0});
+      multiply({scores + j, pitch_of(keys_), panels + int64_t{j} * kPanel, key_panel(), outs,
+                width_, count, width_ / kVectorFloats, smaller(keys_ - j, kMostKeys), j > 0});
     }
   }
   // Where the whole vectors of a row of scores end. What stands past keys_ must weigh nothing.

@@ -91,7 +91,9 @@ struct Part {
 class Cuts {
  public:
   Cuts(int32_t n, int32_t most)
-      : count((n + most - 1) / most), size_(count > 0 ? n / count : 0), larger_(n - size_ * count) {}
+      : count((n + most - 1) / most),
+        size_(count > 0 ? n / count : 0),
+        larger_(n - size_ * count) {}
 
   Part operator[](int32_t k) const {
     return Part{k * size_ + smaller(k, larger_), size_ + (k < larger_)};
