@@ -45,6 +45,7 @@ void read_row(const typename Token::Bits* from, const Entry& entry, int32_t dim,
   const auto place = [&](int32_t d) { return row + d / kPanel * panel + d % kPanel; };
   int32_t d = 0;
   for (; d + kVectorFloats <= dim; d += kVectorFloats) {
+    __builtin_prefetch(from + dim + d);  // most often the next head's row
     vector_at(place(d)) = entry.scale * (widen(Token{}, from + d) + vector_at(entry.bias + d));
   }
   if (d == dim) return;
