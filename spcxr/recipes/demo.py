@@ -43,7 +43,7 @@ class DemoConfig(Config):
     model: str = setting("vit_tiny", "encoder", choices=tuple(VIT_SIZES))
     image_px: int = setting(96, "side of the encoder's input", low=32)
     patch_px: int = setting(16, "side of a patch", low=4)
-    pretrain_epochs: int = setting(60, "passes over the unlabelled images", low=1)
+    pretrain_epochs: int = setting(36, "passes over the unlabelled images", low=1)
     classify_epochs: int = setting(18, "passes over the labelled images", low=1)
     segment_epochs: int = setting(4, "passes over the images with masks", low=1)
     label_fraction: float = setting(1.0, "share of the labels used", low=0.01, high=1.0)
