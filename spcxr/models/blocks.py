@@ -22,7 +22,9 @@ class DropPath(nn.Module):
         """Tokens -> the same; the identity in eval mode or at rate 0."""
         if not self.training or self.rate == 0.0:
             return branch
-        images = branch.shape[0] if sequences.cu_seqlens is None else len(sequences.cu_seqlens) - 1
+        images = (
+            branch.shape[0] if sequences.cu_seqlens is None else sequences.cu_seqlens.shape[0] - 1
+        )
         keep = branch.new_empty(images).bernoulli_(1.0 - self.rate)
         return branch * sequences.each_image(keep / (1.0 - self.rate))
 

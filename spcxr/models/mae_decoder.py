@@ -62,8 +62,8 @@ class MAEDecoder(nn.Module):
 
     def _placed(self, rows: Tensor, seen: PackedTokens, length: int) -> Tensor:
         """Rows ``[T, width]`` at their places in ``[B, length, width]``, mask tokens elsewhere."""
-        images = len(seen.cu_seqlens) - 1
-        numbers = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+        images = seen.cu_seqlens.shape[0] - 1
+        numbers = torch.arange(rows.shape[0], dtype=torch.int32, device=rows.device)
         image = torch.searchsorted(seen.cu_seqlens[1:].contiguous(), numbers, right=True)
         # Rows of padding belong to an image past the last, which is cut off.
         place = image * length + seen.ids.long() + 1

@@ -78,7 +78,7 @@ def sequences_of(starts: Tensor, rows: int, most: int) -> tuple[Sequences, Tenso
     >>> sequences.cu_seqlens.tolist(), patches.tolist(), cls.tolist()
     ([0, 3, 5], [1, 2, 4, 5], [0, 3])
     """
-    images = len(starts) - 1
+    images = starts.shape[0] - 1
     numbers = torch.arange(images + 1, dtype=torch.int32, device=starts.device)
     cu_seqlens = starts + numbers
     patch = torch.arange(rows, dtype=torch.int32, device=starts.device)

@@ -149,7 +149,7 @@ class VisionTransformer(nn.Module):
         return self._with_positions(self.patch_embed.of_rows(rows), grid)
 
     def _with_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1)
+        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], 1)
         return tokens + resize_positions(self.pos_embed, self.grid, grid)
 
     def embed_packed(
@@ -168,14 +168,16 @@ class VisionTransformer(nn.Module):
         grids = [self.grid] if grids is None else grids
         tables = [resize_positions(self.pos_embed, self.grid, grid)[0, 1:] for grid in grids]
         sequences, patch, cls = sequences_of(
-            packed.cu_seqlens, len(packed.ids), max(h * w for h, w in grids)
+            packed.cu_seqlens, packed.ids.shape[0], max(h * w for h, w in grids)
         )
         patches = self.patch_embed.of_rows(packed.tokens)
         patches = patches + torch.cat(tables)[packed.ids.clamp(min=0)]
         first = (self.cls_token + self.pos_embed[:, :1])[0].to(patches.dtype)
-        tokens = patches.new_zeros(len(patch) + len(cls), self.width)
-        tokens = tokens.index_copy(0, patch, patches).index_copy(0, cls, first.expand(len(cls), -1))
-        ids = packed.ids.new_full((len(tokens),), -1).index_copy(0, patch, packed.ids)
+        tokens = patches.new_zeros(patch.shape[0] + cls.shape[0], self.width)
+        tokens = tokens.index_copy(0, patch, patches).index_copy(
+            0, cls, first.expand(cls.shape[0], -1)
+        )
+        ids = packed.ids.new_full((tokens.shape[0],), -1).index_copy(0, patch, packed.ids)
         assert sequences.cu_seqlens is not None
         return PackedTokens(tokens, ids, sequences.cu_seqlens), sequences
 
@@ -244,7 +246,7 @@ class VisionTransformer(nn.Module):
         tokens, sequences = self.embed(images), DENSE
         if key_mask is not None:
             grid = patch_grid(images.shape[2], images.shape[3], self.patch_px)
-            if tuple(key_mask.shape) != (len(images), *grid) or key_mask.dtype != torch.bool:
+            if tuple(key_mask.shape) != (images.shape[0], *grid) or key_mask.dtype != torch.bool:
                 raise SpcxrError(
                     f"key mask is {tuple(key_mask.shape)} {key_mask.dtype}; give "
                     f"[{len(images)}, {grid[0]}, {grid[1]}] bool"

@@ -44,11 +44,11 @@ def reference_attention(
     """Torch's ``scaled_dot_product_attention``, with what it lacks around it."""
     if bias is not None:
         q, k, v = q + bias[0], k + bias[1], v + bias[2]
-    total, places = len(q), torch.arange(n_max, device=q.device)
+    total, places = q.shape[0], torch.arange(n_max, device=q.device)
     seen = None if key_bits is None else ~unpack_key_mask(key_bits, n_max)
     if cu_seqlens is not None:
-        if total == 0 or len(cu_seqlens) == 1:
-            return (q * 0).flatten(-2)
+        if total == 0 or cu_seqlens.shape[0] == 1:
+            return torch.where(torch.zeros_like(q, dtype=torch.bool), q, 0).flatten(-2)
         inside = places < cu_seqlens.diff()[:, None]
         seen = inside if seen is None else seen & inside
         rows = (cu_seqlens[:-1, None] + places).clamp(max=total - 1)
@@ -58,7 +58,7 @@ def reference_attention(
         return out
     row = torch.arange(total, device=q.device)
     image = torch.searchsorted(cu_seqlens[1:].contiguous(), row.int(), right=True)
-    image = image.clamp(max=len(out) - 1)
+    image = image.clamp(max=out.shape[0] - 1)
     place = (row - cu_seqlens[image]).clamp(0, max(n_max - 1, 0))
     return torch.where((row < cu_seqlens[-1])[:, None], out[image, place], 0)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.utils.flop_counter import register_flop_formula
 
 from spcxr.errors import SpcxrError
@@ -80,6 +81,7 @@ def masked_attention(
     """
     parts = tuple(_as_computed(t) for t in ((qkv,) if isinstance(qkv, Tensor) else qkv))
     n_max = _check_parts(parts, cu_seqlens, n_max)
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     dim = parts[0].shape[-1]
     if bias is not None:
         bias = _check_bias(_as_computed(bias), parts[0])
@@ -92,6 +94,7 @@ def masked_attention(
         q, k, v = _split(parts)
         return reference_attention(q, k, v, bias, bits, cu_seqlens, n_max, scale)
     inputs = parts if bias is None else (*parts, bias)
+    _check_forward_mode(inputs)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     if served == "native":
         name = VERB if len(parts) == 1 else f"{VERB}_split"
@@ -106,12 +109,14 @@ def _as_computed(t: Tensor) -> Tensor:
     """Autocast's dtype where it holds, and heads that a kernel can read: their elements side by
     side, on a GPU at multiples of 16 bytes."""
     kind = t.device.type
-    if t.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+    if kind != "meta" and t.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         t = t.to(torch.get_autocast_dtype(kind))
     if t.ndim == 0:
         return t
     apart = kind == "cuda" and any(n % 8 for n in (t.storage_offset(), *t.stride()[:-1]))
-    return t.contiguous() if apart or t.stride(-1) != 1 else t
+    if apart:  # contiguous() would leave what merely begins at an odd place
+        return t.clone(memory_format=torch.contiguous_format)
+    return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def _check_parts(parts: tuple[Tensor, ...], cu_seqlens: Tensor | None, n_max: int | None) -> int:
@@ -143,8 +148,16 @@ def _check_parts(parts: tuple[Tensor, ...], cu_seqlens: Tensor | None, n_max: in
     return n_max
 
 
+def _check_forward_mode(inputs: tuple[Tensor, ...]) -> None:
+    """Torch would drop the tangents of an op that has none, without a word."""
+    if torch.compiler.is_compiling():
+        return
+    if any(unpack_dual(t).tangent is not None for t in inputs):
+        raise SpcxrError(f"{VERB} has no forward-mode derivative; use backward")
+
+
 def _check_sequences(cu_seqlens: Tensor, first: Tensor, n_max: int) -> None:
-    if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32 or len(cu_seqlens) == 0:
+    if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32 or cu_seqlens.shape[0] == 0:
         raise SpcxrError(
             f"cu_seqlens is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}; give [B + 1] int32"
         )
@@ -152,7 +165,7 @@ def _check_sequences(cu_seqlens: Tensor, first: Tensor, n_max: int) -> None:
         raise SpcxrError(f"cu_seqlens on {cu_seqlens.device}, qkv on {first.device}; move one")
     if not values_seen(cu_seqlens):
         return
-    total, lengths = len(first), cu_seqlens.diff()
+    total, lengths = first.shape[0], cu_seqlens.diff()
     if cu_seqlens[0] != 0 or cu_seqlens[-1] > total or (lengths < 0).any():
         raise SpcxrError(f"cu_seqlens must rise from 0 to at most the {total} rows of the batch")
     if (lengths > n_max).any():
@@ -305,6 +318,11 @@ def _backward(ctx: Any, upstream: Tensor | None, _of_lse: None) -> tuple[Any, ..
     return _gradients(ctx, upstream, torch.ops.spcxr.masked_attention_backward)
 
 
+def _backward_twice(_ctx: Any, *_upstream: Any) -> None:
+    """Torch would leave a second derivative out with a warning only."""
+    raise RuntimeError(f"{VERB} has no second derivative")
+
+
 def _scores(shape: torch.Size, cu_seqlens: Tensor | None, n_max: int) -> int:
     """Query-key pairs of a call, masked ones too; of unknown sequences, the most there can be."""
     heads = shape[-2]
@@ -312,7 +330,7 @@ def _scores(shape: torch.Size, cu_seqlens: Tensor | None, n_max: int) -> int:
         return shape[0] * n_max**2 * heads
     if values_seen(cu_seqlens):
         return int(cu_seqlens.diff().long().square().sum()) * heads
-    return (len(cu_seqlens) - 1) * n_max**2 * heads
+    return (cu_seqlens.shape[0] - 1) * n_max**2 * heads
 
 
 def _flops(*words: Any, out_val: Any = None, **_: Any) -> int:
@@ -339,6 +357,7 @@ for _name in (VERB, f"{VERB}_split"):
     dispatch.register_fake(_name, _fake)
     dispatch.register_autograd(_name, _backward, _keep)
 dispatch.register_fake(f"{VERB}_backward", _backward_fake)
+dispatch.register_autograd(f"{VERB}_backward", _backward_twice, lambda ctx, inputs, output: None)
 if dispatch.native().reason is None:
     _ops = torch.ops.spcxr
     register_flop_formula([_ops.masked_attention, _ops.masked_attention_split], get_raw=True)(

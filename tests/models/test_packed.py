@@ -7,7 +7,7 @@ from spcxr.errors import SpcxrError
 from spcxr.models.blocks import DropPath
 from spcxr.models.sequences import Sequences, pack_images, sequences_of
 from spcxr.models.vit import VisionTransformer
-from spcxr.ops.masked_patch_gather import visible_patch_gather
+from spcxr.ops.masked_patch_gather import Packed, visible_patch_gather
 from spcxr.ops.views import whole_views
 
 
@@ -110,6 +110,23 @@ def test_packed_encoder_compiles_whole():
     packed, _ = pack_images(batch(), SOME, 16)
     compiled = torch.compile(encoder.encode_packed, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(packed).tokens, encoder.encode_packed(packed).tokens)
+
+
+def test_packed_encoder_exports_with_a_dynamic_batch():
+    class Encode(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = tiny(depth=1)
+
+        def forward(self, rows, ids, starts):
+            return self.encoder.encode_packed(Packed(rows, ids, starts)).tokens
+
+    some, _ = pack_images(batch(), SOME, 16)
+    more, _ = pack_images(batch(5), None, 16)
+    count, images, encode = torch.export.Dim("rows"), torch.export.Dim("images", min=3), Encode()
+    sizes = {"rows": {0: count}, "ids": {0: count}, "starts": {0: images}}
+    program = torch.export.export(encode, tuple(some), dynamic_shapes=sizes)
+    torch.testing.assert_close(program.module()(*more), encode(*more))
 
 
 @pytest.mark.parametrize(

@@ -338,14 +338,16 @@ def test_what_the_kernels_do_not_serve_goes_to_sdpa(monkeypatch):
 
 
 def test_double_backward_is_refused(backend):
+    """Also beside a path that has a second derivative, where torch would only warn."""
     if backend == "reference":
         pytest.skip("torch's own attention has its own rules")
     qkv = torch.randn(1, 5, 3, 1, 64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(
-        masked_attention(qkv, backend=backend).square().sum(), qkv, create_graph=True
-    )
+    loss = masked_attention(qkv, backend=backend).square().sum()
+    (gradient,) = torch.autograd.grad(loss, qkv, create_graph=True)
     with pytest.raises(RuntimeError):
-        torch.autograd.grad(gradient.sum(), qkv)
+        torch.autograd.grad(gradient.sum(), qkv, retain_graph=True)
+    with pytest.raises(RuntimeError):
+        (loss + gradient.square().sum()).backward()
 
 
 @pytest.mark.gpu
