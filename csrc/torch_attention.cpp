@@ -43,15 +43,19 @@ Strides strides(const Tensor& t) {
   return {token == 0 ? 0 : t.stride(0), t.stride(token), t.stride(token + 1)};
 }
 
-void expect_sequences(const int32_t* cu_seqlens, int64_t count, int64_t total, int64_t n_max) {
+// The tokens of the longest sequence.
+int32_t expect_sequences(const int32_t* cu_seqlens, int64_t count, int64_t total, int64_t n_max) {
+  int64_t longest = 0;
   STD_TORCH_CHECK(cu_seqlens[0] == 0, "cu_seqlens: begins with ", cu_seqlens[0], ", not with 0");
   for (int64_t b = 0; b < count; ++b) {
     const int64_t length = int64_t{cu_seqlens[b + 1]} - cu_seqlens[b];
     STD_TORCH_CHECK(length >= 0 && length <= n_max, "cu_seqlens: sequence ", b, " has ", length,
                     " tokens; they must be 0 to n_max ", n_max);
+    longest = length > longest ? length : longest;
   }
   STD_TORCH_CHECK(cu_seqlens[count] <= total, "cu_seqlens: ends at ", cu_seqlens[count], ", past ",
                   total, " rows");
+  return static_cast<int32_t>(longest);
 }
 
 Attention attention_of(const Inputs& in) {
@@ -89,7 +93,11 @@ Attention attention_of(const Inputs& in) {
   if (in.packed()) {
     expect(*in.cu_seqlens, "cu_seqlens", ScalarType::Int, {count + 1}, in.q);
     a.cu_seqlens = data<int32_t>(in.cu_seqlens);
-    if (!in.q.is_cuda()) expect_sequences(a.cu_seqlens, count, total, in.n_max);
+    if (!in.q.is_cuda()) {
+      const int32_t longest = expect_sequences(a.cu_seqlens, count, total, in.n_max);
+      // Scratch is by n_max, which may be any bound; a row of key bits has its words, though.
+      if (a.key_bits == nullptr) a.n_max = longest;
+    }
   }
   return a;
 }
@@ -104,6 +112,13 @@ struct Outputs {
             ScalarType::Float)) {}
 };
 
+// Contiguous, and on CUDA from a multiple of 16 bytes on.
+Tensor in_pieces(const Tensor& t) {
+  const Tensor made = torch::stable::contiguous(t);
+  const bool odd = reinterpret_cast<uintptr_t>(made.data_ptr()) % 16 != 0;
+  return made.is_cuda() && odd ? torch::stable::clone(made) : made;
+}
+
 // dq, dk and dv are parts of one tensor [.., 3, h, d]: a fused qkv needs no copy.
 struct Gradient {
   Tensor grad_out, dqkv;
@@ -111,7 +126,7 @@ struct Gradient {
 
   Gradient(const Inputs& in, const Attention& a, const Tensor& upstream, const Tensor& out,
            const Tensor& lse)
-      : grad_out(torch::stable::contiguous(upstream)),
+      : grad_out(in_pieces(upstream)),
         dqkv(torch::stable::new_empty(in.q, in.shape({3, in.heads(), in.dim()}))),
         g{} {
     const auto like_out = in.shape({in.heads() * in.dim()});

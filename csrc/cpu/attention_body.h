@@ -184,8 +184,10 @@ class Backward : Head<Token> {
       differentiate(p_ + i * pitch, ds_ + i * pitch, g_.lse[this->lse_element(queries.begin + i)]);
     }
     const auto add = [&](const float* scores, const Block& right, float* sum) {
-      multiply_across(
-          {scores, pitch, right.panels, panel, sum, width, keys, vectors, queries.size, later});
+      for (int32_t i = 0; i < queries.size; i += kMostSummed) {
+        multiply_across({scores + i * pitch, pitch, right.panels + i * kPanel, panel, sum, width,
+                         keys, vectors, smaller(queries.size - i, kMostSummed), later || i > 0});
+      }
     };
     add(p_, grads_, dv_);
     add(ds_, queries_, dk_);

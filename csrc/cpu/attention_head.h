@@ -12,7 +12,7 @@ namespace {
 constexpr int32_t kMostQueries = 64;    // of a block
 constexpr int32_t kNearScores = 16384;  // floats that stay in a near cache, for the forward pass
 constexpr int32_t kFarScores = 65536;   // those of the backward pass, which does more with each
-constexpr int32_t kMostKeys = 128;      // that are summed up in one go
+constexpr int32_t kMostSummed = 32;     // products in one go: long sums of like numbers drift
 
 // A row of n numbers, so far from the next that a column of them fits a cache.
 inline int32_t pitch_of(int32_t n) { return round_up(n, 16) | 16; }
@@ -112,11 +112,11 @@ class Head {
     multiply({rows, width_, keys, int64_t{kPanel} * width_, scores, pitch_of(keys_), count,
               end() / kVectorFloats, a_.dim, false});
   }
-  // outs [count, width_] = scores times rows of keys in panels, not too many keys in one sum.
+  // outs [count, width_] = scores times rows of keys in panels.
   void multiply_scores(const float* scores, int32_t count, const float* panels, float* outs) const {
-    for (int32_t j = 0; j < keys_; j += kMostKeys) {
+    for (int32_t j = 0; j < keys_; j += kMostSummed) {
       multiply({scores + j, pitch_of(keys_), panels + int64_t{j} * kPanel, key_panel(), outs,
-                width_, count, width_ / kVectorFloats, smaller(keys_ - j, kMostKeys), j > 0});
+                width_, count, width_ / kVectorFloats, smaller(keys_ - j, kMostSummed), j > 0});
     }
   }
   // Where the whole vectors of a row of scores end. What stands past keys_ must weigh nothing.

@@ -9,6 +9,7 @@ from spcxr.errors import SpcxrError
 from spcxr.models.blocks import Block
 from spcxr.models.positions import resize_positions
 from spcxr.models.sequences import Grid, PackedTokens
+from spcxr.ops.checks import values_seen
 
 
 class MAEDecoder(nn.Module):
@@ -62,6 +63,11 @@ class MAEDecoder(nn.Module):
 
     def _placed(self, rows: Tensor, seen: PackedTokens, length: int) -> Tensor:
         """Rows ``[T, width]`` at their places in ``[B, length, width]``, mask tokens elsewhere."""
+        if values_seen(seen.ids) and len(seen.ids) and int(seen.ids.max()) + 1 >= length:
+            raise SpcxrError(
+                f"patch {int(seen.ids.max())} of a grid of {length - 1} patches; decode images of "
+                "one size at a time"
+            )
         images = seen.cu_seqlens.shape[0] - 1
         numbers = torch.arange(rows.shape[0], dtype=torch.int32, device=rows.device)
         image = torch.searchsorted(seen.cu_seqlens[1:].contiguous(), numbers, right=True)

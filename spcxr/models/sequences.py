@@ -110,13 +110,15 @@ def pack_images(
     >>> packed.ids.tolist(), packed.cu_seqlens.tolist(), grids
     ([0, 1, 2], [0, 2, 3], [(2, 1), (1, 1)])
     """
-    if len(images) == 0:
+    if len(images) == 0 and not isinstance(images, Tensor):
         raise SpcxrError("no images to pack; give one at least")
+    if bad := [list(image.shape) for image in images if image.ndim != 3]:
+        raise SpcxrError(f"an image of shape {bad[0]}; give [C, H, W]")
     if visible is not None and len(visible) != len(images):
         raise SpcxrError(f"{len(visible)} masks for {len(images)} images; give one each")
     if isinstance(images, Tensor):
         batches = [images]
-        masks = [None if visible is None else torch.stack(list(visible))]
+        masks = [None if visible is None else _one_tensor(visible, images)]
     else:
         batches = [image[None] for image in images]
         masks = [None] * len(images) if visible is None else [mask[None] for mask in visible]
@@ -131,6 +133,14 @@ def pack_images(
     ids = [n + before[grid] for n, grid in zip(numbers, grids, strict=True)]
     starts = F.pad(torch.cat(counts).cumsum(0), (1, 0)).int()
     return Packed(torch.cat(rows), torch.cat(ids), starts), distinct
+
+
+def _one_tensor(masks: Tensor | Sequence[Tensor], images: Tensor) -> Tensor:
+    if isinstance(masks, Tensor):
+        return masks
+    if len({mask.shape for mask in masks}) > 1:
+        raise SpcxrError("masks of several sizes for images of one; give bool of the patch grid")
+    return torch.stack(list(masks)) if masks else images.new_zeros((0, 0, 0), dtype=torch.bool)
 
 
 def _visible_rows(

@@ -121,10 +121,12 @@ def _as_computed(t: Tensor) -> Tensor:
 
 def _check_parts(parts: tuple[Tensor, ...], cu_seqlens: Tensor | None, n_max: int | None) -> int:
     """The most tokens of a sequence; refuses what does not fit together."""
+    if len(parts) not in (1, 3):
+        raise SpcxrError(f"{len(parts)} tensors; give qkv, or three: q, k, v")
     first, packed = parts[0], cu_seqlens is not None
     rank = (3 if packed else 4) + (len(parts) == 1)
     layout = ("[T" if packed else "[B, N") + (", 3, h, d]" if len(parts) == 1 else ", h, d]")
-    if len(parts) not in (1, 3) or any(
+    if any(
         t.ndim != rank or t.shape != first.shape or (len(parts) == 1 and t.shape[-3] != 3)
         for t in parts
     ):
@@ -136,13 +138,13 @@ def _check_parts(parts: tuple[Tensor, ...], cu_seqlens: Tensor | None, n_max: in
         raise SpcxrError(f"attention in {named}; give one of float32, bfloat16, float16")
     if any(t.device != first.device for t in parts):
         raise SpcxrError("q, k and v are on different devices; move them to one")
-    if not 1 <= first.shape[-1] <= MAX_HEAD_DIM:
-        raise SpcxrError(f"head dim {first.shape[-1]} is not served; give 1 to {MAX_HEAD_DIM}")
+    if first.shape[-1] == 0:
+        raise SpcxrError("head dim 0 is not served; give 1 or more")
     if cu_seqlens is None:
         if n_max is not None:
             raise SpcxrError("n_max is for a packed batch; give cu_seqlens too")
         return first.shape[1]
-    if n_max is None or n_max < 0:
+    if not isinstance(n_max, (int, torch.SymInt)) or n_max < 0:
         raise SpcxrError("a packed batch needs n_max, the most tokens of a sequence")
     _check_sequences(cu_seqlens, first, n_max)
     return n_max
@@ -213,6 +215,8 @@ def handed_over(
         return "float64"
     if backend == "triton":
         return None if dim in (16, 32, 64, 128) else "head dims other than 16, 32, 64, 128"
+    if dim > MAX_HEAD_DIM:
+        return f"head dims of more than {MAX_HEAD_DIM}"
     if device.type == "cpu":
         return None
     if dtype == torch.float32:
@@ -240,9 +244,16 @@ def _shared_bytes(device: torch.device) -> int:
     return found.shared_memory_per_block_optin
 
 
+def _transformed() -> bool:
+    """Whether torch.func differentiates: it does not see the gradients registered for an op."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def _serving(backend: str, first: Tensor, n_max: int) -> str:
     served = dispatch.choose(VERB, backend, first.device.type)
     reason = handed_over(served, first.device, first.dtype, first.shape[-1], n_max)
+    if served != "reference" and reason is None and _transformed():
+        reason = "torch.func's transforms"
     if reason is None:
         return served
     if backend == "auto":

@@ -92,6 +92,10 @@ def test_rows_of_the_gather_go_in_as_they_come():
     assert packed.tokens.isfinite().all()
 
 
+def test_an_empty_batch_is_encoded():
+    assert tiny(depth=1)(batch(0), visible=SOME[:0]).shape == (0, 24)
+
+
 def test_stochastic_depth_drops_whole_images():
     sequences, _, _ = sequences_of(torch.tensor([0, 2, 5, 9], dtype=torch.int32), 10, 4)
     torch.manual_seed(0)
@@ -138,6 +142,8 @@ def test_packed_encoder_exports_with_a_dynamic_batch():
         (lambda: ((batch(),), {"key_mask": SOME[:, :1]}), r"give \[3, 2, 3\] bool"),
         (lambda: ((batch(),), {"visible": SOME, "key_mask": SOME}), "give it or visible"),
         (lambda: (([],), {}), "no images"),
+        (lambda: (([torch.zeros(32, 32)],), {}), r"give \[C, H, W\]"),
+        (lambda: ((batch(2),), {"visible": [SOME[0], SOME[0, :1]]}), "masks of several sizes"),
         (lambda: (([torch.zeros(1, 30, 32)],), {}), "does not divide into patches"),
         (lambda: (([torch.zeros(3, 32, 32)],), {}), "1-channel"),
     ],

@@ -59,6 +59,26 @@ def test_without_sequences_padding_is_zero(backend):
     assert not call(backend).any()
 
 
+@needs_native
+@pytest.mark.parametrize("most", [5, 10**8, 2**31 - 1])
+def test_any_bound_of_the_lengths_is_taken(most):
+    """Memory goes by the longest sequence, not by n_max."""
+    call = Call("packed")
+    wanted = call("native")
+    assert torch.equal(call("native", n_max=max(most, call.n_max)), wanted)
+
+
+def test_torch_func_goes_to_sdpa():
+    qkv = torch.randn(1, 5, 3, 1, 64)
+
+    def total(x):
+        return masked_attention(x).square().sum()
+
+    mine = torch.func.grad(total)(qkv)
+    leaf = qkv.clone().requires_grad_()
+    torch.testing.assert_close(mine, torch.autograd.grad(total(leaf), leaf)[0])
+
+
 @pytest.mark.gpu
 def test_rows_may_begin_anywhere_on_a_gpu():
     """Rows that lie side by side, but from an odd element on."""
