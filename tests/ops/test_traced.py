@@ -84,6 +84,8 @@ def test_opcheck(room):
 @needs_native
 def test_references_have_the_schemas_of_the_native_ops():
     for verb in dispatch.VERBS:
+        if verb == "masked_attention":  # its reference is torch's own attention
+            continue
         native, plain = (
             str(getattr(getattr(torch.ops, room), verb).default._schema).partition("::")[2]
             for room in ("spcxr", "spcxr_reference")

@@ -16,6 +16,7 @@ from spcxr.data.store import Store, StoreWriter
 from spcxr.errors import Interrupted, SpcxrError
 from spcxr.models import vit
 from spcxr.models.weights import load_model_folder
+from spcxr.objectives import gmml
 from spcxr.recipes import pretrain, pretrain_start
 from spcxr.recipes.pretrain import PretrainConfig, run
 from spcxr.train import device
@@ -284,14 +285,14 @@ def test_accumulated_batches_make_one_step(store, tmp_path):
 
 
 def test_one_bad_step_is_left_out_and_written_down(store, tmp_path, monkeypatch):
-    gather = pretrain.masked_patch_gather
+    gather = gmml.masked_patch_gather
     calls = iter(range(1000))
 
     def poisoned(*arguments, **options):
         rows = gather(*arguments, **options)
         return rows * (float("nan") if next(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(pretrain, "masked_patch_gather", poisoned)
+    monkeypatch.setattr(gmml, "masked_patch_gather", poisoned)
     folder = run(settings(store, tmp_path / "a", epochs=1, sample_every=0))
     (line,) = (folder / "bad_steps.jsonl").read_text().splitlines()
     noted = json.loads(line)
