@@ -288,9 +288,8 @@ def test_one_bad_step_is_left_out_and_written_down(store, tmp_path, monkeypatch)
     gather = gmml.masked_patch_gather
     calls = iter(range(1000))
 
-    def poisoned(*arguments, **options):
-        rows = gather(*arguments, **options)
-        return rows * (float("nan") if next(calls) == 2 else 1.0)
+    def poisoned(*words, **options):
+        return gather(*words, **options) * (float("nan") if next(calls) == 2 else 1.0)
 
     monkeypatch.setattr(gmml, "masked_patch_gather", poisoned)
     folder = run(settings(store, tmp_path / "a", epochs=1, sample_every=0))
