@@ -350,8 +350,8 @@ def masked_attention_backward(
     scale: float,
     out: torch.Tensor,
     lse: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``torch.ops.spcxr.masked_attention_backward`` in Triton: views of one [.., 3, h, d]."""
+) -> torch.Tensor:
+    """``torch.ops.spcxr.masked_attention_backward`` in Triton: dq, dk, dv as one [.., 3, h, d]."""
     pairs, _total, words = _words(q, k, v, bias, key_bits, cu_seqlens, n_max, scale)
     heads, dim = q.shape[-2:]
     made = q.new_empty((*q.shape[:-2], 3, heads, dim))
@@ -367,4 +367,4 @@ def masked_attention_backward(
             dq_kernel[grid](*dq_words, **options)
             dk_dv_kernel[grid](*dk_dv_words, **options)
         _clear_rest(made, cu_seqlens, 3 * heads * dim)
-    return dq, dk, dv
+    return made

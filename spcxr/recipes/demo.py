@@ -155,8 +155,8 @@ def pretrain_settings(config: DemoConfig, folder: Path, store: Path) -> pretrain
         image_px=config.image_px,
         patch_px=config.patch_px,
         epochs=config.pretrain_epochs,
-        # GMML's 5e-4 is for 800 epochs of large batches; here a thousand steps must do. Steps four
-        # times as large rebuild as well, and leave an encoder that learns to classify more slowly.
+        # GMML's 5e-4 is for 800 epochs of large batches; here a few hundred steps must do. At four
+        # times the rate they rebuild as well, and leave an encoder that learns to classify slowly.
         batch_size=32,
         base_lr=2e-3,
         sample_every=config.pretrain_epochs,

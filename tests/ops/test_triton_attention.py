@@ -58,7 +58,7 @@ class Call:
         views = views or self.views()
         words = (*views, self.bias, bits, starts, self.n_max, self.scale)
         out, lse = masked_attention(*words, True)
-        made = masked_attention_backward(self.laid(self.grad_out), *words, out, lse)
+        made = masked_attention_backward(self.laid(self.grad_out), *words, out, lse).unbind(-3)
         assert made[0].untyped_storage().data_ptr() == made[2].untyped_storage().data_ptr()
         assert all(a.shape == b.shape for a, b in zip(made, views, strict=True))
         assert out.dtype == made[0].dtype == self.qkv.dtype and lse.dtype == FLOAT
@@ -175,6 +175,21 @@ one.qkv, one.grad_out = many.qkv[10:30], many.grad_out[10:30]
 assert same([t[10:30] for t in many.run()[:4]], one.run()[:4])
 apart = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in many.views()]
 assert same(many.run(*apart), many.run())
+""",
+    "autograd": """
+from spcxr.ops.masked_attention import masked_attention as verb
+
+torch.manual_seed(0)
+qkv, bias = torch.randn(2, 9, 3, 2, 16, requires_grad=True), torch.randn(3, 2, 16)
+bias.requires_grad_()
+mask, upstream = torch.rand(2, 9) < 0.3, torch.randn(2, 9, 32)
+for inputs in ((qkv,), tuple(t.detach().requires_grad_() for t in qkv.unbind(2))):
+    found = []
+    for backend in ("triton", "reference"):
+        out = verb(inputs if len(inputs) == 3 else qkv, bias=bias, key_mask=mask, backend=backend)
+        found.append((out, *torch.autograd.grad(out, (*inputs, bias), upstream)))
+    for mine, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
 """,
 }
 
