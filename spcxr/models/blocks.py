@@ -5,8 +5,10 @@ Tokens are ``[B, T, D]``, or packed ``[T, D]``; `Sequences` says which, and whom
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spcxr.models.sequences import DENSE, Sequences
 
@@ -18,15 +20,21 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: Tensor, sequences: Sequences = DENSE) -> Tensor:
-        """Tokens -> the same; the identity in eval mode or at rate 0."""
-        if not self.training or self.rate == 0.0:
-            return branch
-        images = (
-            branch.shape[0] if sequences.cu_seqlens is None else sequences.cu_seqlens.shape[0] - 1
-        )
-        keep = branch.new_empty(images).bernoulli_(1.0 - self.rate)
-        return branch * sequences.each_image(keep / (1.0 - self.rate))
+    def forward(
+        self, tokens: Tensor, branch: Tensor, sequences: Sequences, factor: Tensor | None = None
+    ) -> Tensor:
+        """Tokens and a branch of theirs -> their sum.
+
+        ``factor [B]`` is what the branch of each image counts (`sample_survivors` draws it); None:
+        drawn here from torch's generator, or 1 in eval mode and at rate 0.
+        """
+        if factor is None and self.training and self.rate > 0.0:
+            starts = sequences.cu_seqlens
+            images = branch.shape[0] if starts is None else starts.shape[0] - 1
+            factor = branch.new_empty(images).bernoulli_(1.0 - self.rate) / (1.0 - self.rate)
+        if factor is None:
+            return tokens + branch
+        return torch.addcmul(tokens, branch, sequences.each_image(factor.to(branch.dtype)))
 
 
 class Attention(nn.Module):
@@ -68,10 +76,29 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor, sequences: Sequences = DENSE) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``, or packed ``[T, D]`` -> ``[T, D]``."""
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), sequences), sequences)
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)), sequences)
+    def forward(
+        self, tokens: Tensor, sequences: Sequences = DENSE, survivors: Tensor | None = None
+    ) -> Tensor:
+        """``[B, T, D]`` -> ``[B, T, D]``, or packed ``[T, D]`` -> ``[T, D]``.
+
+        ``survivors [B, 2]``: what attention's and the MLP's branch of each image count.
+        """
+        first, second = (None, None) if survivors is None else survivors.unbind(1)
+        branch = self.attn(self.norm1(tokens), sequences)
+        tokens = self.drop_path(tokens, branch, sequences, first)
+        return self.drop_path(tokens, self.mlp(self.norm2(tokens)), sequences, second)
+
+
+def recomputed(
+    block: nn.Module, tokens: Tensor, sequences: Sequences, survivors: Tensor | None
+) -> Tensor:
+    """``block(...)``, whose insides are computed again in the backward pass instead of kept."""
+    # Branches that draw for themselves must draw alike again.
+    drawn = survivors is None
+    answer: Tensor = checkpoint(
+        block, tokens, sequences, survivors, use_reentrant=False, preserve_rng_state=drawn
+    )
+    return answer
 
 
 class PatchEmbed(nn.Module):

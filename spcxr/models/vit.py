@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcxr.errors import SpcxrError
-from spcxr.models.blocks import Block, PatchEmbed
+from spcxr.models.blocks import Block, PatchEmbed, recomputed
 from spcxr.models.positions import resize_positions
 from spcxr.models.sequences import (
     DENSE,
@@ -98,8 +98,9 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + count, width))
         self.patch_embed = PatchEmbed(patch_px, channels, width)
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate) for rate in rates)
+        self.drop_rates = tuple(drop_path * i / max(depth - 1, 1) for i in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, r) for r in self.drop_rates)
+        self.recompute = False  # blocks again in the backward pass: less memory, more time
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self._initialise()
 
@@ -173,18 +174,22 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed.of_rows(packed.tokens)
         patches = patches + torch.cat(tables)[packed.ids.clamp(min=0)]
         first = (self.cls_token + self.pos_embed[:, :1])[0].to(patches.dtype)
+        firsts = first.expand(cls.shape[0], -1)
         tokens = patches.new_zeros(patch.shape[0] + cls.shape[0], self.width)
-        tokens = tokens.index_copy(0, patch, patches).index_copy(
-            0, cls, first.expand(cls.shape[0], -1)
-        )
+        tokens = tokens.index_copy(0, patch, patches).index_copy(0, cls, firsts)
         ids = packed.ids.new_full((tokens.shape[0],), -1).index_copy(0, patch, packed.ids)
         assert sequences.cu_seqlens is not None
         return PackedTokens(tokens, ids, sequences.cu_seqlens), sequences
 
-    def encode_packed(self, packed: Packed, grids: Sequence[Grid] | None = None) -> PackedTokens:
+    def encode_packed(
+        self,
+        packed: Packed,
+        grids: Sequence[Grid] | None = None,
+        survivors: Tensor | None = None,
+    ) -> PackedTokens:
         """Patches as `visible_patch_gather` packs them -> tokens after the final norm.
 
-        Nothing is spent on patches that are not there, and no device is waited for.
+        Nothing is spent on patches that are not there; no device is waited for.
 
         >>> from spcxr.ops.masked_patch_gather import visible_patch_gather
         >>> from spcxr.ops.views import whole_views
@@ -195,9 +200,7 @@ class VisionTransformer(nn.Module):
         [-1, 1, 2, 3, -1, 1, 2, 3]
         """
         embedded, sequences = self.embed_packed(packed, grids)
-        tokens = embedded.tokens
-        for block in self.blocks:
-            tokens = block(tokens, sequences)
+        (tokens,) = self.outputs_of(embedded.tokens, [self.depth - 1], sequences, survivors)
         return embedded._replace(tokens=self.norm(tokens))
 
     def encode_visible(
@@ -222,12 +225,21 @@ class VisionTransformer(nn.Module):
         return self.encode_packed(*pack_images(images, visible, self.patch_px))
 
     def outputs_of(
-        self, tokens: Tensor, blocks: Sequence[int], sequences: Sequences = DENSE
+        self,
+        tokens: Tensor,
+        blocks: Sequence[int],
+        sequences: Sequences = DENSE,
+        survivors: Tensor | None = None,
     ) -> list[Tensor]:
-        """Tokens after chosen blocks (from 0), in the order asked for; without the final norm."""
+        """Tokens after chosen blocks (from 0), in the order asked for; without the final norm.
+
+        ``survivors [B, depth, 2]``: what each image's residual branches count (`Block`).
+        """
         found = {}
         for number, block in enumerate(self.blocks[: max(blocks) + 1]):
-            tokens = block(tokens, sequences)
+            kept = None if survivors is None else survivors[:, number]
+            run = recomputed if self.recompute and torch.is_grad_enabled() else Block.__call__
+            tokens = run(block, tokens, sequences, kept)
             if number in blocks:
                 found[number] = tokens
         return [found[number] for number in blocks]
@@ -252,9 +264,7 @@ class VisionTransformer(nn.Module):
                     f"[{len(images)}, {grid[0]}, {grid[1]}] bool"
                 )
             sequences = Sequences(pack_key_mask(F.pad(key_mask.flatten(1), (1, 0))))
-        for block in self.blocks:
-            tokens = block(tokens, sequences)
-        return self.norm(tokens)
+        return self.norm(self.outputs_of(tokens, [self.depth - 1], sequences)[0])
 
     def forward(
         self,

@@ -1,9 +1,9 @@
 """What the student sees: crops, group masks and fills.
 
-*Samplers* turn (seed, epoch, image id, view) into parameters; one image's crop, mask, noise and
-kind of fill depend on nothing else. The one exception is the partner of an image: it comes from the
-batch, so it depends on the batch. `ops.masked_patch_gather` is the pure function that changes
-pixels by them.
+*Samplers* turn (seed, epoch, image id, view) into parameters; one image's crop, mask, noise, kind
+of fill and stochastic depth depend on nothing else. The one exception is the partner of an image:
+it is its neighbour in the step (`pair_up`). `ops.masked_patch_gather` is the pure function that
+changes pixels by them.
 
 The law is GMML's (arXiv 2205.14986); SPCXR's own mask ratio, fill and crop scale are not known, so
 GMML's defaults stand in.
@@ -12,6 +12,7 @@ GMML's defaults stand in.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -162,7 +163,7 @@ def sample_fill(
     >>> fill.mask.shape, fill.blocks.shape
     (torch.Size([4, 32, 48]), torch.Size([4, 0, 4]))
     """
-    partner, alone = sample_partners(image_ids, seed=seed, epoch=epoch, view=view)
+    partner, alone = pair_up(image_ids)
     kind, pasted = _sample_kinds(image_ids, law, alone, seed=seed, epoch=epoch, view=view)
     unit = patch_px if law.align_patches else 1
     grid = patch_grid(size[0], size[1], unit)
@@ -207,28 +208,46 @@ def _sample_kinds(
     return torch.where((kind == other) & alone, noise, kind).int(), pasted
 
 
-def sample_partners(
-    image_ids: Tensor, *, seed: int, epoch: int, view: int = 0
-) -> tuple[Tensor, Tensor]:
-    """A partner for each image of the batch: rows ``[B]`` int64, and ``alone [B]`` bool.
+def pair_up(image_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """A partner for each image of a batch: rows ``[B]`` int64, and ``alone [B]`` bool.
 
-    A permutation without fixed point: the images stand in a random circle and each takes the next.
-    An id that stands in the batch more than once is never its own partner either; ``alone`` marks
-    images for which that cannot be had.
+    Neighbours are each other's partners; the last three of an odd batch stand in a circle. A step's
+    images come in random order, so partners are random too, and they are the same ones however an
+    even number of images is divided over processes. ``alone`` marks images whose partner would be
+    themselves: in a batch of one, or where the same id stands twice.
 
-    >>> partner, alone = sample_partners(torch.tensor([7, 3, 9]), seed=0, epoch=0)
-    >>> sorted(partner.tolist()), bool((partner == torch.arange(3)).any()), alone.tolist()
-    ([0, 1, 2], False, [False, False, False])
+    >>> partner, alone = pair_up(torch.tensor([7, 3, 9, 4, 8]))
+    >>> partner.tolist(), bool(alone.any())
+    ([1, 0, 3, 4, 2], False)
     """
-    if len(image_ids) == 0:
-        return image_ids.clone(), torch.zeros(0, dtype=torch.bool)
-    keys = uniform(image_ids, 1, seed=seed, epoch=epoch, stream=f"partner-{view}")[:, 0]
-    # Equal ids stand together (equal keys), so stepping past the most frequent leaves them all.
-    step = int(torch.unique(image_ids, return_counts=True)[1].max())
-    circle = torch.argsort(keys, stable=True)
-    partner = torch.empty_like(circle)
-    partner[circle] = circle.roll(-step)
+    count = len(image_ids)
+    partner = torch.arange(count) ^ 1
+    if count % 2:
+        partner[-1] = max(count - 3, 0)
+        partner[-2:-1] = count - 1
     return partner, image_ids[partner] == image_ids
+
+
+def sample_survivors(
+    image_ids: Tensor, drop_rates: Sequence[float], *, seed: int, epoch: int, view: int = 0
+) -> Tensor:
+    """Stochastic depth (arXiv 1603.09382): what each residual branch counts, ``[B, depth, 2]``.
+
+    0 where it is dropped, ``1 / (1 - rate)`` where it is kept, for attention and MLP of each block.
+
+    Parameters
+    ----------
+    image_ids
+        ``[B]`` int64.
+    drop_rates
+        each block's probability of being dropped, in [0, 1).
+
+    >>> sample_survivors(torch.arange(2), (0.0, 0.5), seed=0, epoch=0).shape
+    torch.Size([2, 2, 2])
+    """
+    draws = uniform(image_ids, 2 * len(drop_rates), seed=seed, epoch=epoch, stream=f"depth-{view}")
+    rates = torch.tensor(drop_rates)[:, None]
+    return (draws.view(len(image_ids), -1, 2) >= rates) / (1.0 - rates)
 
 
 def shuffle_sources(blocks: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:

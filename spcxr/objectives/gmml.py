@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spcxr.models.heads import ReconstructionHead
 from spcxr.models.vit import VisionTransformer
+from spcxr.objectives.objective import Objective, View
 from spcxr.ops.masked_patch_gather import masked_patch_gather
 from spcxr.ops.masked_reconstruction_loss import masked_reconstruction_loss
-from spcxr.ops.views import Fill, Views
 
 
 def read_blocks(depth: int) -> tuple[int, ...]:
@@ -23,20 +25,19 @@ def read_blocks(depth: int) -> tuple[int, ...]:
     return tuple(sorted({max(round(depth * k / 12), 1) - 1 for k in (6, 8, 10, 12)}))
 
 
-class GMML(nn.Module):
+class GMML(Objective):
     """Encoder and reconstruction head: corrupted patches -> L1 on what was hidden.
 
     The head reads the mean of the outputs of blocks 6, 8, 10, 12 (`read_blocks`), then the
     encoder's final LayerNorm.
 
     >>> from spcxr.objectives.corruption import Corruption, sample_fill
-    >>> from spcxr.ops.views import whole_views
+    >>> from spcxr.objectives.objective import whole_view
     >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=4, heads=3)
-    >>> objective = GMML(encoder, ReconstructionHead(width=24, patch_px=16))
-    >>> views = whole_views(torch.zeros(2, 1, 32, 32), patch_px=16)
     >>> ids = torch.arange(2)
     >>> fill = sample_fill(ids, Corruption(), seed=0, epoch=0, size=(32, 32), patch_px=16)
-    >>> sorted(objective(views, fill))
+    >>> view = whole_view(torch.zeros(2, 1, 32, 32), fill, patch_px=16)
+    >>> sorted(build_gmml(encoder)([view]))
     ['l1', 'loss']
     """
 
@@ -46,33 +47,29 @@ class GMML(nn.Module):
         self.head = head
         self.blocks_read = read_blocks(encoder.depth)
 
-    def rebuild(self, corrupted: Tensor, grid: tuple[int, int]) -> Tensor:
+    def rebuild(
+        self, corrupted: Tensor, grid: tuple[int, int], survivors: Tensor | None = None
+    ) -> Tensor:
         """Corrupted patch rows ``[B, N, C*P*P]`` -> the head's guess of the clean ones."""
         tokens = self.encoder.embed_patches(corrupted, grid)
-        features = self.encoder.outputs_of(tokens, self.blocks_read)
+        features = self.encoder.outputs_of(tokens, self.blocks_read, survivors=survivors)
         patches = self.encoder.norm(torch.stack(features).mean(0)[:, 1:])
         return self.head(patches)
 
-    def reconstruct(self, views: Views, fill: Fill, dtype: torch.dtype = torch.float32) -> Tensor:
-        """`rebuild` of the corrupted views, which are made here, in ``dtype``."""
-        return self.rebuild(masked_patch_gather(views, fill, dtype=dtype), views.grid)
+    def reconstruct(self, view: View, dtype: torch.dtype = torch.float32) -> Tensor:
+        """`rebuild` of a corrupted view, which is made here."""
+        rows = masked_patch_gather(view.views, view.fill, dtype=dtype)
+        return self.rebuild(rows, view.views.grid, view.survivors)
 
     def forward(
-        self, views: Views, fill: Fill, dtype: torch.dtype = torch.float32
+        self, views: Sequence[View], dtype: torch.dtype = torch.float32
     ) -> dict[str, Tensor]:
-        """One step's losses: ``loss`` is the one to minimise, the others are its parts.
-
-        Parameters
-        ----------
-        views
-            the raw images and how they become views; inputs and targets are computed from them.
-        fill
-            what is hidden of them, and by what.
-        dtype
-            of the rows the encoder reads.
-        """
-        rebuilt = self.reconstruct(views, fill, dtype)
-        l1 = masked_reconstruction_loss(rebuilt, views, fill.mask, distance="l1")
+        """``l1`` of the first view is the loss."""
+        view = views[0]
+        assert view.fill is not None
+        rebuilt = self.reconstruct(view, dtype)
+        l1 = masked_reconstruction_loss(rebuilt, view.views, view.fill.mask, distance="l1")
+        l1 = l1 * view.share
         return {"loss": l1, "l1": l1.detach()}
 
 

@@ -1,4 +1,4 @@
-"""The objectives by name: how each is built around an encoder, and what it hides."""
+"""The objectives by name: how each is built around an encoder, and which views it asks for."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from spcxr.models.vit import VisionTransformer
 from spcxr.objectives.corruption import Corruption
-from spcxr.objectives.gmml import GMML, build_gmml
-from spcxr.objectives.mae import MAE, build_mae
-
-Objective = GMML | MAE
+from spcxr.objectives.gmml import build_gmml
+from spcxr.objectives.mae import build_mae
+from spcxr.objectives.objective import Objective
 
 
 class Entry(NamedTuple):
-    """``build`` wraps an encoder; ``hides`` is the corruption, given the one that is asked for."""
+    """How an objective is built, and what it is shown.
 
-    build: Callable[[VisionTransformer], Objective]
-    hides: Callable[[Corruption], Corruption]
+    ``build(encoder, **options)`` wraps an encoder; ``options`` names the settings it takes.
+    ``hides`` is the corruption, given the one that is asked for; ``corrupted`` views of an image
+    are shown, and, where ``local``, small clean ones beside them. ``compares``: images of a batch
+    are compared with each other, so a step depends on how it is divided into batches.
+    """
+
+    build: Callable[..., Objective]
+    options: tuple[str, ...] = ()
+    hides: Callable[[Corruption], Corruption] = lambda asked: asked
+    corrupted: int = 1
+    local: bool = False
+    compares: bool = False
 
 
 def _whole_patches(asked: Corruption) -> Corruption:
@@ -27,6 +35,6 @@ def _whole_patches(asked: Corruption) -> Corruption:
 
 
 OBJECTIVES = {
-    "gmml": Entry(build_gmml, lambda asked: asked),
-    "mae": Entry(build_mae, _whole_patches),
+    "gmml": Entry(build_gmml),
+    "mae": Entry(build_mae, options=("normalise_patches",), hides=_whole_patches),
 }

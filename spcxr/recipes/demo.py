@@ -152,7 +152,7 @@ def pretrain_settings(config: DemoConfig, folder: Path, store: Path) -> pretrain
         data=str(store),
         out=str(folder / "pretrain"),
         model=config.model,
-        image_px=config.image_px,
+        image_px=(config.image_px,),
         patch_px=config.patch_px,
         epochs=config.pretrain_epochs,
         # GMML's 5e-4 is for 800 epochs of large batches; here a few hundred steps must do. At four

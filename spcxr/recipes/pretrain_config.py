@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from spcxr.config import Config, ConfigError, setting
 from spcxr.models.vit import VIT_SIZES
@@ -10,6 +11,10 @@ from spcxr.objectives.corruption import FILLS, Corruption
 from spcxr.objectives.table import OBJECTIVES
 from spcxr.ops.group_mask import PLACEMENTS
 from spcxr.recipes.views import ViewLaw
+
+SWITCH = ("auto", "on", "off")
+PARALLEL = ("auto", "ddp", "fsdp")
+TRACKERS = ("mlflow", "wandb")
 
 
 @dataclass(frozen=True)
@@ -23,17 +28,19 @@ class PretrainConfig(Config):
     data: str = setting(help="store, manifest CSV or image folder")
     out: str = setting(help="run folder to write")
     model: str = setting("vit_small", "encoder", choices=tuple(VIT_SIZES))
-    image_px: int = setting(224, "side of the encoder's input", low=16)
+    image_px: tuple[int, ...] = setting((224,), "sides of the encoder's input: S, or H,W", low=16)
     patch_px: int = setting(16, "side of a patch", low=4)
-    objective: str = setting(
-        "gmml", "what is learned; mae hides whole patches, unfilled", choices=tuple(OBJECTIVES)
+    channels: int = setting(1, "of the encoder: 1, or 3 for grey given thrice", low=1, high=3)
+    objective: str = setting("gmml", "what is learned", choices=tuple(OBJECTIVES))
+    init: str | None = setting(
+        None, "weights to start from: a run, a model folder, or timm's / DINO's / MAE's file"
     )
-    init: str | None = setting(None, "run, model folder or .safetensors to start from")
     splits: tuple[str, ...] = setting((), "splits to learn from; all but val*, test*, drift*")
+    site_weights: tuple[str, ...] = setting((), "how often sites are seen, as a=2,b=0.5; 1 each")
     epochs: int = setting(800, "passes over the images", low=1)
-    batch_size: int = setting(64, "images at a time", low=1)
-    accumulate: int = setting(1, "batches a step", low=1)
-    base_lr: float = setting(5e-4, "peak rate, times images a step / 256", low=0.0)
+    batch_size: int = setting(64, "images a step, over all processes", low=1)
+    accumulate: int = setting(1, "parts a process takes its images of a step in", low=1)
+    base_lr: float = setting(5e-4, "peak rate, times batch_size / 256", low=0.0)
     min_lr: float = setting(1e-6, "rate at the end", low=0.0)
     warmup_epochs: float | None = setting(
         None, "epochs of linear warm-up: 10, or a tenth of a shorter run, if not given", low=0.0
@@ -51,20 +58,40 @@ class PretrainConfig(Config):
     align: str = setting("pixel", "groups of pixels or of patches", choices=("pixel", "patch"))
     crop_scale: tuple[float, float] = setting((0.5, 1.0), "share of the image's area seen")
     flip_p: float = setting(0.5, "probability of a mirror image", low=0.0, high=1.0)
+    normalise_patches: bool = setting(False, "mae: a patch's own mean and deviation as target")
     sample_every: int = setting(10, "epochs between pictures in samples/, 0 for none", low=0)
+    probe: str | None = setting(None, "labelled store: k-NN and linear probe on frozen features")
+    probe_every: int = setting(10, "epochs between probes", low=1)
     save_every_epochs: int = setting(1, "epochs between checkpoints", low=1)
     save_every_s: float = setting(600.0, "longest time between checkpoints", low=1.0)
+    keep_last: int = setting(1, "checkpoints to keep beside the best", low=1)
+    keep_every_epochs: int = setting(0, "and one each so many epochs, 0 for none", low=0)
+    track: tuple[str, ...] = setting((), "also log to: " + ", ".join(TRACKERS), choices=TRACKERS)
     seed: int = setting(0, "of weights, order, crops, masks and noise", low=0)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     precision: str = setting("auto", "bf16 where it is fast, or", choices=("auto", "bf16", "fp32"))
+    compile: str = setting("auto", "torch.compile of the blocks: on GPUs, or", choices=SWITCH)
+    recompute: bool = setting(False, "blocks again in the backward pass: less memory, more time")
+    parallel: str = setting(
+        "auto", "weights on each process, or shared out: ViT-L on GPUs, or", choices=PARALLEL
+    )
     resume: str = setting("auto", "go on with the run in --out", choices=("auto", "never"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_px % self.patch_px:
+        if len(self.image_px) not in (1, 2):
+            raise ConfigError(f"image_px is {self.image_px}; give one side, or height,width")
+        if odd := [side for side in self.image_px if side % self.patch_px]:
             raise ConfigError(
-                f"image_px {self.image_px} does not divide into patches of {self.patch_px}; "
-                f"choose --image-px {self.image_px // self.patch_px * self.patch_px}"
+                f"image_px {odd[0]} does not divide into patches of {self.patch_px}; "
+                f"choose --image-px {odd[0] // self.patch_px * self.patch_px}"
+            )
+        if self.channels == 2:
+            raise ConfigError("channels is 2; choose 1 or 3")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"batch_size {self.batch_size} does not divide into {self.accumulate} parts; "
+                "change --accumulate or --batch-size"
             )
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ConfigError(f"crop_scale is {self.crop_scale}; give 0 < low <= high <= 1")
@@ -81,13 +108,31 @@ class PretrainConfig(Config):
         return min(10.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     @property
-    def images_a_step(self) -> int:
-        """Images between two updates."""
-        return self.batch_size * self.accumulate
+    def size(self) -> tuple[int, int]:
+        """Height and width of the encoder's input."""
+        return self.image_px[0], self.image_px[-1]
 
-    @property
-    def law(self) -> ViewLaw:
-        """How images become views."""
+    def part(self, processes: int) -> int:
+        """Images of a step that one of so many processes takes at a time.
+
+        Raises
+        ------
+        ConfigError
+            a step that does not divide, or into odd parts (images stand in pairs).
+        """
+        parts = processes * self.accumulate
+        size, rest = divmod(self.batch_size, parts)
+        if rest or not size or (parts > 1 and size % 2):
+            raise ConfigError(
+                f"batch_size {self.batch_size} does not divide into {processes} processes x "
+                f"{self.accumulate} parts of an even number of images; choose --batch-size "
+                f"{max(round(self.batch_size / (2 * parts)), 1) * 2 * parts}"
+            )
+        return size
+
+    def law(self, drop_rates: tuple[float, ...]) -> ViewLaw:
+        """How images become views; ``drop_rates`` are the encoder's blocks'."""
+        entry = OBJECTIVES[self.objective]
         corruption = Corruption(
             mask_ratio=self.mask_ratio,
             alien_ratio=self.alien_ratio,
@@ -96,10 +141,18 @@ class PretrainConfig(Config):
             align_patches=self.align == "patch",
         )
         return ViewLaw(
-            image_px=self.image_px,
+            size=self.size,
             patch_px=self.patch_px,
+            channels=self.channels,
             crop_scale=self.crop_scale,
             flip_p=self.flip_p,
-            corruption=OBJECTIVES[self.objective].hides(corruption),
+            corruption=entry.hides(corruption),
+            drop_rates=drop_rates,
             seed=self.seed,
+            corrupted=entry.corrupted,
         )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the objective is built with."""
+        return {name: getattr(self, name) for name in OBJECTIVES[self.objective].options}

@@ -7,18 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from spcxr.data.splits import is_training
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
-from spcxr.models.vit import build_vit
+from spcxr.models.vit import VIT_SIZES, build_vit
 from spcxr.models.weights import load_encoder_weights
-from spcxr.objectives.table import OBJECTIVES, Objective
+from spcxr.objectives.objective import Objective, Progress
+from spcxr.objectives.table import OBJECTIVES
 from spcxr.recipes.pretrain_config import PretrainConfig
+from spcxr.recipes.views import ViewLaw
 from spcxr.train.batches import Rows
 from spcxr.train.checkpoint import Checkpoints, Position
-from spcxr.train.device import pick_device
+from spcxr.train.distributed import World
 from spcxr.train.optim import build_adamw
+from spcxr.train.order import Order
+from spcxr.train.parallel import spread
 from spcxr.train.schedule import cosine
 
 MOST_VALIDATED = 512  # held-out images an epoch's loss is taken over: a figure, not a study
@@ -26,21 +31,26 @@ MOST_VALIDATED = 512  # held-out images an epoch's loss is taken over: a figure,
 
 @dataclass(frozen=True)
 class Training:
-    """All that a step needs, and the schedules."""
+    """All that a step needs, and the schedules.
+
+    ``stepped`` is what a step calls: the objective, or what exchanges its gradients between ranks.
+    """
 
     config: PretrainConfig
+    world: World
     folder: Path
     store: Store
-    rows: Rows
+    order: Order
     held_out: Rows
-    device: torch.device
+    law: ViewLaw
     objective: Objective
+    stepped: nn.Module
     optimizer: torch.optim.Optimizer
 
     @property
     def epoch_steps(self) -> int:
         """Updates an epoch; an incomplete last one is left out, unless it is the only one."""
-        return max(len(self.rows) // self.config.images_a_step, 1)
+        return max(len(self.order) // self.config.batch_size, 1)
 
     @property
     def total_steps(self) -> int:
@@ -50,18 +60,32 @@ class Training:
     @property
     def epoch_images(self) -> int:
         """Images an epoch."""
-        return min(self.epoch_steps * self.config.images_a_step, len(self.rows))
+        return min(self.epoch_steps * self.config.batch_size, len(self.order))
+
+    def progress(self, step: int) -> Progress:
+        """Where the run stands after so many steps."""
+        return Progress(step, self.epoch_steps, self.total_steps)
 
     def lr(self, step: int) -> float:
         """Learning rate of the step after ``step`` steps."""
         c = self.config
-        peak, warmup = c.base_lr * c.images_a_step / 256, round(c.warmup * self.epoch_steps)
+        peak, warmup = c.base_lr * c.batch_size / 256, round(c.warmup * self.epoch_steps)
         return cosine(step, self.total_steps, start=peak, end=c.min_lr, warmup=warmup)
 
     def weight_decay(self, step: int) -> float:
         """Weight decay of the same step."""
         c = self.config
         return cosine(step, self.total_steps, start=c.weight_decay, end=c.weight_decay_end)
+
+    def rows_of(self, step: int) -> tuple[Rows, list[Rows]]:
+        """The rows of a step on all ranks, and the parts of them that are this rank's."""
+        c, world = self.config, self.world
+        epoch, inside = divmod(step, self.epoch_steps)
+        rows = self.order.take(epoch, inside * c.batch_size, (inside + 1) * c.batch_size)
+        size = c.part(world.size)
+        mine = range(world.rank * c.accumulate, (world.rank + 1) * c.accumulate)
+        parts = [rows[part * size : (part + 1) * size] for part in mine]
+        return rows, [part for part in parts if len(part)]
 
 
 def choose_rows(config: PretrainConfig, store: Store) -> tuple[Rows, Rows]:
@@ -84,29 +108,53 @@ def choose_rows(config: PretrainConfig, store: Store) -> tuple[Rows, Rows]:
     return rows, held_out
 
 
-def build(config: PretrainConfig, folder: Path, store: Store) -> Training:
-    """Encoder, objective and optimiser on their device, with the seed's weights."""
+def build(config: PretrainConfig, folder: Path, store: Store, world: World) -> Training:
+    """Encoder, objective and optimiser on their device; weights of the seed, or of ``init``."""
     rows, held_out = choose_rows(config, store)
-    device = pick_device(config.device)
+    if world.size > 1 and len(rows) < config.batch_size:
+        raise SpcxrError(
+            f"{store.path}: {len(rows)} images to learn from, fewer than a step of "
+            f"{config.batch_size} on {world.size} processes; lower --batch-size, or use one process"
+        )
+    config.part(world.size)  # refuses a step that does not divide
     torch.manual_seed(config.seed)
     encoder = build_vit(
         config.model,
-        image_px=config.image_px,
+        image_px=config.size,
         patch_px=config.patch_px,
+        channels=config.channels,
         drop_path=config.drop_path,
     )
-    objective = OBJECTIVES[config.objective].build(encoder).to(device)
-    optimizer = build_adamw(objective)
-    return Training(config, folder, store, rows, held_out, device, objective, optimizer)
+    if config.init and not Checkpoints(folder).begun:
+        load_encoder_weights(encoder, config.init)
+    encoder.recompute = config.recompute
+    objective = OBJECTIVES[config.objective].build(encoder, **config.options).to(world.device)
+    if config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda"):
+        for block in encoder.blocks:
+            block.compile()
+    large = VIT_SIZES[config.model].width >= VIT_SIZES["vit_large"].width
+    on_gpus = world.device.type == "cuda"
+    shard = config.parallel == "fsdp" or (config.parallel == "auto" and large and on_gpus)
+    stepped = spread(objective, world, shard=shard, methods=("reconstruct",))
+    return Training(
+        config,
+        world,
+        folder,
+        store,
+        Order(rows, seed=config.seed),
+        held_out,
+        config.law(encoder.drop_rates),
+        objective,
+        stepped,
+        build_adamw(objective),
+    )
 
 
 def go_on(training: Training, checkpoints: Checkpoints) -> Position:
-    """Where to start: at the last checkpoint, or at the beginning, with the weights of ``init``."""
+    """Where to start: at the last checkpoint, or at the beginning."""
     data = str(training.store.facts["content_hash"])
     position = checkpoints.load(model=training.objective, optimizer=training.optimizer)
     if position is None:
-        if training.config.init:
-            load_encoder_weights(training.objective.encoder, training.config.init)
         return Position(data=data)
     if position.data != data:
         raise SpcxrError(

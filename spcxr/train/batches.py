@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -47,9 +48,9 @@ def epoch_batches(
 
 
 def prefetch(
-    fetch: Callable[[Rows], T], batches: Sequence[Rows], *, threads: int = 1, ahead: int = 2
-) -> Iterator[tuple[Rows, T]]:
-    """``(rows, fetch(rows))`` for each batch in order, fetched by threads ahead of their use.
+    fetch: Callable[[K], T], keys: Iterable[K], *, threads: int = 1, ahead: int = 2
+) -> Iterator[tuple[K, T]]:
+    """``(key, fetch(key))`` for each batch's key in order, fetched by threads ahead of their use.
 
     At most ``threads + ahead`` results wait. An error of ``fetch`` is raised when its batch
     is due. Leaving the loop early waits for the fetches under way and drops the rest.
@@ -59,16 +60,16 @@ def prefetch(
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
     try:
-        coming = iter(batches)
-        waiting: deque[tuple[Rows, Future[T]]] = deque(
-            (rows, pool.submit(fetch, rows)) for rows in islice(coming, threads + ahead)
+        coming = iter(keys)
+        waiting: deque[tuple[K, Future[T]]] = deque(
+            (key, pool.submit(fetch, key)) for key in islice(coming, threads + ahead)
         )
         while waiting:
-            rows, future = waiting.popleft()
+            key, future = waiting.popleft()
             result = future.result()
             for following in islice(coming, 1):
                 waiting.append((following, pool.submit(fetch, following)))
-            yield rows, result
+            yield key, result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spcxr.errors import SpcxrError
+from spcxr.train.parallel import as_in, whole
 
 FORMAT, VERSION = "spcxr-checkpoint", 1
 DRAFT = ".writing-"
@@ -68,15 +69,29 @@ def save_checkpoint(
     SpcxrError
         it cannot be written (a full disk, say); nothing half-written is left.
     """
+    _publish(folder, position, gathered(model, optimizer, ema))
+    return folder
+
+
+def gathered(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """All state by file name; weights that are shared out are brought together, by every rank."""
+    states = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+    if ema is not None:
+        states["ema"] = ema.state_dict()
+    return {name: {k: whole(v.detach()) for k, v in s.items()} for name, s in states.items()}
+
+
+def _publish(folder: Path, position: Position, states: dict[str, dict[str, Tensor]]) -> None:
     draft = folder.with_name(f"{DRAFT}{folder.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     with _written(folder, draft):
-        _write(draft, position, model, optimizer, ema)
+        _write(draft, position, states)
         if folder.exists():
             shutil.rmtree(folder)
         draft.rename(folder)
         sync(folder.parent)
-    return folder
 
 
 @contextmanager
@@ -92,21 +107,12 @@ def _written(folder: Path, draft: Path) -> Iterator[None]:
         ) from error
 
 
-def _write(
-    draft: Path,
-    position: Position,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: nn.Module | None,
-) -> None:
+def _write(draft: Path, position: Position, states: dict[str, dict[str, Tensor]]) -> None:
     draft.mkdir(parents=True)
-    states = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
-    if ema is not None:
-        states["ema"] = ema.state_dict()
     files = {}
     for name, state in states.items():
         file = draft / f"{name}.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, file)
+        save_file({k: v.cpu().contiguous() for k, v in state.items()}, file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": _hash(file)}
     block = {
         "format": FORMAT,
@@ -188,7 +194,8 @@ def load_checkpoint(
         # A parameter that never had a gradient has no moments, so none of them is required.
         _refuse_misfits(folder, "optimizer", moments, own, ())
     for name, module in modules.items():
-        module.load_state_dict(states[name])
+        mine = module.state_dict()
+        module.load_state_dict({k: as_in(mine[k], v) for k, v in states[name].items()})
     if optimizer is not None:
         _fill_optimizer(optimizer, moments)
     try:
@@ -265,9 +272,13 @@ def _listed(names: list[str], most: int = 6) -> str:
 def _fill_optimizer(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
     """Hand the moments over by torch's own loader, which puts each where its parameter is."""
     state: dict[int, dict[str, Tensor]] = {}
-    for number, (name, _) in enumerate(_named(optimizer)):
+    for number, (name, parameter) in enumerate(_named(optimizer)):
         kinds = ("exp_avg", "exp_avg_sq", "step")
-        found = {k: moments[f"{k}/{name}"] for k in kinds if f"{k}/{name}" in moments}
+        found = {
+            k: moments[f"{k}/{name}"] if k == "step" else as_in(parameter, moments[f"{k}/{name}"])
+            for k in kinds
+            if f"{k}/{name}" in moments
+        }
         if found:
             state[number] = found
     groups = optimizer.state_dict()["param_groups"]
@@ -278,12 +289,30 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]
 
 
 class Checkpoints:
-    """The ``checkpoints`` folder of a run: the ``last`` and the ``best`` are kept."""
+    """The ``checkpoints`` folder of a run: which are kept.
 
-    def __init__(self, run_folder: Path) -> None:
+    Parameters
+    ----------
+    last
+        how many of the newest; ``last`` links to the newest, ``best`` to the best, always kept.
+    every
+        those of each so many steps too; 0 for none.
+    writes
+        whether this process writes: rank 0. The others only help to bring weights together.
+    """
+
+    def __init__(
+        self, run_folder: Path, *, last: int = 1, every: int = 0, writes: bool = True
+    ) -> None:
         self.folder = run_folder / "checkpoints"
         self.last, self.best = self.folder / "last", self.folder / "best"
+        self._newest, self._every, self._writes = last, every, writes
         self._saved_at = time.monotonic()
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was saved yet."""
+        return self.last.is_symlink() or self.last.exists()
 
     @property
     def age_s(self) -> float:
@@ -300,10 +329,13 @@ class Checkpoints:
     ) -> Path:
         """Save; point ``last`` there, and ``best`` if this step's figure is the best; tidy."""
         folder = self.folder / f"step-{position.step:08d}"
+        states = gathered(model, optimizer, ema)
+        if not self._writes:
+            return folder
         if self.last.exists() and self.last.resolve() == folder.resolve():
             # Replacing the folder that `last` points to would leave a moment without any.
             folder = folder.with_name(folder.name + "-again")
-        save_checkpoint(folder, position, model=model, optimizer=optimizer, ema=ema)
+        _publish(folder, position, states)
         self._point(self.last, folder.name)
         if position.best is not None and position.best_step == position.step:
             self._point(self.best, folder.name)
@@ -319,7 +351,7 @@ class Checkpoints:
         ema: nn.Module | None = None,
     ) -> Position | None:
         """Fill everything from ``last``; None where nothing was saved yet."""
-        if not self.last.is_symlink() and not self.last.exists():
+        if not self.begun:
             return None
         return load_checkpoint(self.last, model=model, optimizer=optimizer, ema=ema)
 
@@ -331,10 +363,18 @@ class Checkpoints:
         sync(self.folder)
 
     def _tidy(self) -> None:
-        """Remove checkpoints nobody points to, and drafts of processes that died."""
-        wanted = {link.resolve() for link in (self.last, self.best) if link.exists()}
+        """Remove checkpoints that are not to be kept, and drafts of processes that died."""
+        linked = {link.resolve() for link in (self.last, self.best) if link.exists()}
+        found: dict[int, list[Path]] = {}  # a step saved again has two folders for a moment
         for folder in self.folder.glob("step-*"):
-            if folder.resolve() not in wanted:
-                shutil.rmtree(folder)
+            found.setdefault(int(folder.name.split("-")[1]), []).append(folder)
+        newest = sorted(found)[-self._newest :]
+        for step, folders in found.items():
+            kept = linked.intersection(folder.resolve() for folder in folders)
+            if not kept and (step in newest or (self._every and step % self._every == 0)):
+                continue
+            for folder in folders:
+                if folder.resolve() not in kept:
+                    shutil.rmtree(folder)
         for draft in self.folder.glob(f"{DRAFT}step-*"):
             shutil.rmtree(draft)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,18 @@ def cpu_flags() -> frozenset[str]:
         return frozenset()
     line = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
     return frozenset(line.group(1).split() if line else ())
+
+
+def memory_mib(device: torch.device) -> float:
+    """The most that tensors took on a GPU so far; on a CPU what this process holds now, MiB.
+
+    >>> memory_mib(torch.device("cpu")) > 1
+    True
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

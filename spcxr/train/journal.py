@@ -118,6 +118,32 @@ class Journal:
         logger.info("%s", line)
 
 
+class Silent(Journal):
+    """The journal of a rank that writes nothing."""
+
+    def __init__(self) -> None:
+        """No files."""
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close."""
+
+    def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def advance(self, images: int, shown: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+
+def open_journal(folder: Path | None, *, step: int, images_done: int, images_total: int) -> Journal:
+    """The books of a run; without a folder silent ones."""
+    if folder is None:
+        return Silent()
+    return Journal(folder, step=step, images_done=images_done, images_total=images_total)
+
+
 def cut_records(file: Path, step: int) -> None:
     """Remove the records after ``step``, and a last line that was cut short."""
     if not file.is_file():

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spcxr.train.parallel import whole
+
 # Positions and the cls token are learned from nothing: pulling them to zero says nothing (DeiT).
 UNDECAYED = ("pos_embed", "cls_token")
 
@@ -86,14 +88,17 @@ def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: floa
 
 @dataclass(frozen=True)
 class Step:
-    """An update: the loss, the gradient's norm before clipping, and whether it was made."""
+    """An update: loss, gradient norm before clipping, whether it was made; figures ``beside``."""
 
     loss: float
     grad_norm: float
     taken: bool
+    beside: tuple[float, ...] = ()
 
 
-def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, *, clip: float) -> Step:
+def take_step(
+    optimizer: torch.optim.Optimizer, loss: Tensor, *, clip: float, beside: Tensor | None = None
+) -> Step:
     """Clip the gradients to norm ``clip`` (0 = do not), update, clear them.
 
     Where the loss or the norm is not finite the update is left out: weights and moments stay as
@@ -103,18 +108,23 @@ def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, *, clip: float) ->
     ----------
     loss
         scalar, already back-propagated.
+    beside
+        ``[n]`` other figures to bring from the device in the same transfer.
 
     >>> weight = nn.Parameter(torch.ones(1)); optimizer = torch.optim.SGD([weight], lr=1.0)
     >>> loss = (3 * weight).sum(); loss.backward()
     >>> take_step(optimizer, loss, clip=1.0), round(weight.item(), 5)
-    (Step(loss=3.0, grad_norm=3.0, taken=True), 0.0)
+    (Step(loss=3.0, grad_norm=3.0, taken=True, beside=()), 0.0)
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else math.inf)
-    # One transfer from the device for both.
-    loss_value, norm_value = torch.stack([loss.detach().float(), norm.float()]).tolist()
+    norm = whole(nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else math.inf))
+    # One transfer from the device for all.
+    told = torch.stack([loss.detach().float(), norm.float()])
+    loss_value, norm_value, *rest = torch.cat(
+        [told, told[:0] if beside is None else beside]
+    ).tolist()
     taken = math.isfinite(loss_value) and math.isfinite(norm_value)
     if taken:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Step(loss_value, norm_value, taken)
+    return Step(loss_value, norm_value, taken, tuple(rest))

@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -15,20 +15,26 @@ import yaml
 
 from spcxr.errors import SpcxrError
 
-# Settings that may differ when a run goes on: how it is named and where it computes.
-FREE = ("out", "resume", "device")
+# Settings that may differ when a run goes on: how it is named, where it computes, what it keeps.
+FREE = ("out", "resume", "device", "accumulate", "compile", "recompute", "parallel",
+        "keep_last", "keep_every_epochs", "save_every_s", "track")  # fmt: skip
 
 
 @contextmanager
 def open_run(
-    out: str | Path, settings: Mapping[str, Any], *, recipe: str, resume: str = "auto"
+    out: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    recipe: str,
+    resume: str = "auto",
+    free: Sequence[str] = FREE,
 ) -> Iterator[Path]:
     """Make or re-open the folder of a run, and keep other processes out of it meanwhile.
 
     A new folder gets ``config.yaml``: the settings, valid as ``--config``, below a line that names
     the recipe. An existing run is gone on with when ``resume`` is ``auto`` and the settings are
-    the same (`FREE` ones aside). Whether there is a checkpoint is `Checkpoints.load`'s to say.
-    A run refused before it did anything leaves no folder behind; one that has only prepared its
+    the same (those of ``free`` aside); whether there is a checkpoint is `Checkpoints.load`'s to
+    say. A run refused before it did anything leaves no folder behind; one that has only prepared its
     images (``store``) keeps them, and its settings may still be changed.
 
     Parameters
@@ -63,7 +69,8 @@ def open_run(
         _lock(lock, folder)
         config = folder / "config.yaml"
         if config.is_file() and not _only_begun(folder):
-            _refuse_others(config, settings, recipe, resume)
+            _refuse_recipe(config, recipe, resume)
+            _refuse_others(config, settings, free)
         else:
             _write_whole(config, f"{_HEADING}{recipe}\n" + _yaml(settings))
         try:
@@ -110,7 +117,7 @@ def _lock(lock: IO[str], folder: Path) -> None:
         ) from error
 
 
-def _refuse_others(config: Path, settings: Mapping[str, Any], recipe: str, resume: str) -> None:
+def _refuse_recipe(config: Path, recipe: str, resume: str) -> None:
     folder, text = config.parent, config.read_text()
     if resume == "never":
         raise SpcxrError(f"{folder}: holds a run; choose another --out, or --resume auto")
@@ -118,8 +125,12 @@ def _refuse_others(config: Path, settings: Mapping[str, Any], recipe: str, resum
     if written != recipe:
         said = f"a {written!r} run" if written.isalpha() else "a config.yaml that is no run's"
         raise SpcxrError(f"{folder}: holds {said}, not a {recipe!r} run; choose another --out")
+
+
+def _refuse_others(config: Path, settings: Mapping[str, Any], free: Sequence[str]) -> None:
+    folder = config.parent
     try:
-        before = yaml.safe_load(text) or {}
+        before = yaml.safe_load(config.read_text()) or {}
     except yaml.YAMLError as error:
         raise SpcxrError(
             f"{config}: not readable as YAML; restore it, or choose another --out"
@@ -129,7 +140,7 @@ def _refuse_others(config: Path, settings: Mapping[str, Any], recipe: str, resum
     changed = [
         f"{name} {before.get(name, 'unset')}, now {now.get(name, 'unset')}"
         for name in dict.fromkeys([*before, *now])
-        if name not in FREE and before.get(name, _UNSET) != now.get(name, _UNSET)
+        if name not in free and before.get(name, _UNSET) != now.get(name, _UNSET)
     ]
     if changed:
         raise SpcxrError(

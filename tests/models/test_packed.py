@@ -99,13 +99,13 @@ def test_an_empty_batch_is_encoded():
 def test_stochastic_depth_drops_whole_images():
     sequences, _, _ = sequences_of(torch.tensor([0, 2, 5, 9], dtype=torch.int32), 10, 4)
     torch.manual_seed(0)
-    branch = DropPath(0.5).train()(torch.ones(13, 4), sequences)
+    branch = DropPath(0.5).train()(torch.zeros(13, 4), torch.ones(13, 4), sequences)
     images = sequences.image_of_row
     assert images.tolist() == [0] * 3 + [1] * 4 + [2] * 5 + [3]
     factors = [branch[images == n].unique().tolist() for n in range(3)]
     assert all(f in ([0.0], [2.0]) for f in factors)
     torch.manual_seed(0)
-    dense = DropPath(0.5).train()(torch.ones(3, 2, 4), Sequences())
+    dense = DropPath(0.5).train()(torch.zeros(3, 2, 4), torch.ones(3, 2, 4), Sequences())
     assert dense[:, 0, 0].tolist() == [f[0] for f in factors]
 
 

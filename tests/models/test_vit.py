@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from spcxr.errors import SpcxrError
 from spcxr.models.positions import resize_positions
+from spcxr.models.sequences import DENSE
 from spcxr.models.vit import VIT_SIZES, VisionTransformer, build_vit
 from spcxr.ops.patches import patchify, unpatchify
 
@@ -136,13 +137,39 @@ def test_drop_path_drops_whole_images_in_training_only():
     encoder = tiny(drop_path=0.9, depth=2)
     assert [b.drop_path.rate for b in encoder.blocks] == pytest.approx([0.0, 0.9])
     drop = encoder.blocks[1].drop_path
-    ones = torch.ones(20000, 1, 2)
-    assert torch.equal(drop(ones), ones)
+    ones, none = torch.ones(20000, 1, 2), torch.zeros(20000, 1, 2)
+    assert torch.equal(drop(none, ones, DENSE), ones)
     drop.train()
-    dropped = drop(ones)
+    dropped = drop(none, ones, DENSE)
     assert torch.equal(dropped[..., 0], dropped[..., 1])
     assert dropped.unique().tolist() == pytest.approx([0.0, 10.0])
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_survivors_are_the_branches_that_count():
+    """Given, they replace what training would draw, and work in eval mode too."""
+    encoder, images = tiny(drop_path=0.5, depth=2), torch.randn(3, 1, 32, 48)
+    tokens = encoder.embed(images)
+    factors = torch.tensor([[[1.0, 0.0], [2.0, 1.0]]]).repeat(3, 1, 1)
+    factors[2] = 0.0
+    (found,) = encoder.train().outputs_of(tokens, [1], survivors=factors)
+    a, b = encoder.blocks
+    wanted = tokens + a.attn(a.norm1(tokens))
+    wanted = wanted + 2.0 * b.attn(b.norm1(wanted))
+    wanted = wanted + b.mlp(b.norm2(wanted))
+    wanted[2] = tokens[2]
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("survivors", [None, torch.tensor([[[0.0, 2.0], [2.0, 2.0]]] * 3)])
+def test_recomputed_blocks_give_the_same_gradients(survivors):
+    encoder, images = tiny(drop_path=0.5, depth=2).train(), torch.randn(3, 1, 32, 48)
+    found = []
+    for encoder.recompute in (False, True):
+        torch.manual_seed(5)
+        (out,) = encoder.outputs_of(encoder.embed(images), [1], survivors=survivors)
+        found.append(torch.autograd.grad(out.square().sum(), list(encoder.blocks.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_gradients_reach_every_parameter():

@@ -6,9 +6,10 @@ import torch
 from spcxr.errors import SpcxrError
 from spcxr.objectives.corruption import (
     Corruption,
+    pair_up,
     sample_crops,
     sample_fill,
-    sample_partners,
+    sample_survivors,
     shuffle_sources,
 )
 from spcxr.ops.masked_patch_gather import masked_patch_gather
@@ -90,26 +91,52 @@ def test_refuses_crops_that_cannot_be(bad):
 
 @pytest.mark.parametrize("batch", [2, 3, 4, 7, 64])
 def test_partners_are_a_permutation_without_fixed_point(batch):
-    ids = torch.arange(batch) * 3 + 1
-    for seed in range(20):
-        partner, alone = sample_partners(ids, seed=seed, epoch=seed)
-        assert sorted(partner.tolist()) == list(range(batch))
-        assert not (partner == torch.arange(batch)).any()
-        assert not alone.any()
+    partner, alone = pair_up(torch.arange(batch) * 3 + 1)
+    assert sorted(partner.tolist()) == list(range(batch))
+    assert not (partner == torch.arange(batch)).any()
+    assert not alone.any()
 
 
-def test_partners_change_with_the_epoch():
-    found = {tuple(sample_partners(torch.arange(8), seed=0, epoch=e)[0].tolist()) for e in range(9)}
-    assert len(found) > 5
+@pytest.mark.parametrize("part", [2, 4, 6, 12])
+def test_partners_do_not_depend_on_how_a_step_is_divided(part):
+    ids = torch.arange(100, 112)
+    whole = ids[pair_up(ids)[0]]
+    parts = [p[pair_up(p)[0]] for p in ids.split(part)]
+    assert torch.equal(torch.cat(parts), whole)
 
 
-def test_a_repeated_image_is_not_its_own_partner():
-    ids = torch.tensor([4, 4, 4, 1, 2, 3])
-    for epoch in range(20):
-        partner, alone = sample_partners(ids, seed=0, epoch=epoch)
-        assert not alone.any()
-        assert not (ids[partner] == ids).any()
-    assert sample_partners(torch.tensor([4, 4]), seed=0, epoch=0)[1].all()
+def test_an_image_that_would_be_its_own_partner_is_alone():
+    assert pair_up(torch.tensor([4]))[1].tolist() == [True]
+    assert pair_up(torch.tensor([4, 4, 1, 2]))[1].tolist() == [True, True, False, False]
+    assert pair_up(torch.tensor([], dtype=torch.int64))[0].tolist() == []
+
+
+# --- stochastic depth -----------------------------------------------------------------------
+
+
+def test_survivors_count_as_often_as_the_rate_says_and_one_on_average():
+    drawn = sample_survivors(torch.arange(4000), (0.0, 0.2, 0.5), seed=3, epoch=1)
+    assert drawn.shape == (4000, 3, 2)
+    assert drawn[:, 0].unique().tolist() == [1.0]
+    assert drawn[:, 1].unique().tolist() == [0.0, 1.25]
+    for block, rate in enumerate((0.0, 0.2, 0.5)):
+        for branch in (0, 1):
+            dropped = (drawn[:, block, branch] == 0).float().mean()
+            assert dropped == pytest.approx(rate, abs=4 * (0.25 / 4000) ** 0.5)
+    assert (drawn[:, 2, 0] != drawn[:, 2, 1]).float().mean() == pytest.approx(0.5, abs=0.04)
+
+
+def test_an_images_survivors_are_its_own():
+    ids, rates = torch.tensor([9, 4, 7]), (0.3, 0.6)
+    together = sample_survivors(ids, rates, seed=0, epoch=2)
+    alone = [sample_survivors(i[None], rates, seed=0, epoch=2) for i in ids]
+    assert torch.equal(torch.cat(alone), together)
+    many = torch.arange(64)
+    drawn = [
+        sample_survivors(many, rates, seed=s, epoch=e, view=v)
+        for s, e, v in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
+    assert all(not torch.equal(drawn[0], other) for other in drawn[1:])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from spcxr.models.vit import VisionTransformer
 from spcxr.objectives.corruption import Corruption, sample_crops, sample_fill
 from spcxr.objectives.gmml import build_gmml, read_blocks
+from spcxr.objectives.objective import View
 from spcxr.objectives.table import OBJECTIVES
 from spcxr.ops import dispatch
 from spcxr.ops.masked_reconstruction_loss import masked_reconstruction_loss
@@ -142,7 +143,7 @@ def ten_steps(monkeypatch=None, backend="auto", steps=10):
         crops = sample_crops(ids, seed=7, epoch=epoch, source_px=48)
         views = Views(sources, *crops, levels * 4 / 255, -levels, (32, 32), 16)
         fill = sample_fill(ids, law, seed=7, epoch=epoch, size=(32, 32), patch_px=16)
-        loss = objective(views, fill)["loss"]
+        loss = objective([View(views, fill, None, torch.ones(()))])["loss"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -189,7 +190,8 @@ def test_a_step_on_cuda_equals_the_cpu():
     views, objective, losses = whole_views(images, patch_px=16), tiny(), []
     for device in ("cpu", "cuda"):
         there, hidden = views.to(device), fill.to(device)
-        losses.append(objective.to(device)(there, hidden)["loss"].item())
+        view = View(there, hidden, None, torch.ones((), device=device))
+        losses.append(objective.to(device)([view])["loss"].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from spcxr.models.vit import VisionTransformer
 from spcxr.objectives.corruption import Corruption, sample_fill
 from spcxr.objectives.mae import MAE, build_mae
+from spcxr.objectives.objective import whole_view
 from spcxr.objectives.table import OBJECTIVES
 from spcxr.ops.patches import patchify
-from spcxr.ops.views import whole_views
 
 LAW = OBJECTIVES["mae"].hides(Corruption(fills=("noise", "shuffle")))
 
@@ -24,7 +24,7 @@ def a_batch(batch=4):
     torch.manual_seed(1)
     clean = torch.randn(batch, 1, 32, 48)
     fill = sample_fill(torch.arange(batch), LAW, seed=0, epoch=0, size=(32, 48), patch_px=16)
-    return clean, whole_views(clean, patch_px=16), fill
+    return clean, whole_view(clean, fill, patch_px=16)
 
 
 def by_hand(objective, clean, mask, normalise):
@@ -55,9 +55,10 @@ def by_hand(objective, clean, mask, normalise):
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_the_loss_equals_the_plain_formula(normalise):
-    objective, (clean, views, fill) = tiny(normalise_patches=normalise), a_batch()
+    objective, (clean, view) = tiny(normalise_patches=normalise), a_batch()
+    fill = view.fill
     assert len(set(fill.mask.flatten(1).sum(1).tolist())) > 1  # ragged
-    losses = objective(views, fill)
+    losses = objective([view])
     wanted = by_hand(objective, clean, fill.mask, normalise)
     torch.testing.assert_close(losses["loss"], wanted)
     assert losses["mse"] == losses["loss"]
@@ -68,34 +69,35 @@ def test_the_loss_equals_the_plain_formula(normalise):
 
 
 def test_hidden_pixels_are_not_encoded():
-    objective, (clean, views, fill) = tiny(), a_batch()
-    rebuilt = objective.reconstruct(views, fill)
+    objective, (clean, view) = tiny(), a_batch()
+    rebuilt, fill = objective.reconstruct(view), view.fill
     hidden = fill.mask.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None]
-    other = whole_views(torch.where(hidden, 100.0, clean), patch_px=16)
-    assert torch.equal(objective.reconstruct(other, fill), rebuilt)
-    changed = whole_views(clean + 0.1, patch_px=16)
-    assert not torch.allclose(objective.reconstruct(changed, fill), rebuilt)
+    other = whole_view(torch.where(hidden, 100.0, clean), fill, patch_px=16)
+    assert torch.equal(objective.reconstruct(other), rebuilt)
+    changed = whole_view(clean + 0.1, fill, patch_px=16)
+    assert not torch.allclose(objective.reconstruct(changed), rebuilt)
 
 
 def test_everything_hidden_and_nothing_hidden():
-    objective, (_, views, fill) = tiny(), a_batch()
+    objective, (_, view) = tiny(), a_batch()
+    fill = view.fill
     fill.mask[0], fill.mask[1] = True, False
-    loss = objective(views, fill)["loss"]
+    loss = objective([view])["loss"]
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in objective.parameters())
     fill.mask[:] = False
-    assert objective(views, fill)["loss"] == 0
+    assert objective([view])["loss"] == 0
 
 
 def test_whole_patches_are_hidden_and_nothing_fills_them():
-    _, _, fill = a_batch()
+    fill = a_batch()[1].fill
     assert fill.mask.shape == (4, 2, 3)
     assert (LAW.align_patches, LAW.alien_ratio, LAW.fills) == (True, 0.0, ("zeros",))
 
 
 def test_bfloat16_rows_are_taken():
-    objective, (_, views, fill) = tiny(), a_batch()
+    objective, (_, view) = tiny(), a_batch()
     with torch.autocast("cpu", torch.bfloat16):
-        low = objective(views, fill, dtype=torch.bfloat16)["loss"]
-    assert low.item() == pytest.approx(objective(views, fill)["loss"].item(), rel=0.02)
+        low = objective([view], dtype=torch.bfloat16)["loss"]
+    assert low.item() == pytest.approx(objective([view])["loss"].item(), rel=0.02)

@@ -17,7 +17,8 @@ from spcxr.errors import Interrupted, SpcxrError
 from spcxr.models import vit
 from spcxr.models.weights import load_model_folder
 from spcxr.objectives import gmml
-from spcxr.recipes import pretrain, pretrain_start
+from spcxr.objectives.corruption import FILLS
+from spcxr.recipes import pretrain
 from spcxr.recipes.pretrain import PretrainConfig, run
 from spcxr.train import device
 from spcxr.train.checkpoint import Checkpoints
@@ -69,7 +70,7 @@ def settings(store, out, **changes):
         "data": str(store),
         "out": str(out),
         "model": "vit_tiny",
-        "image_px": 32,
+        "image_px": (32,),
         "patch_px": 8,
         "epochs": 3,
         "batch_size": 4,
@@ -81,7 +82,7 @@ def settings(store, out, **changes):
     return PretrainConfig(**{**base, **changes})
 
 
-TIMES = ("data_s", "step_s", "images_s")
+TIMES = ("data_s", "step_s", "images_s", "memory_mib")
 
 
 def books(folder):
@@ -136,21 +137,6 @@ def test_the_model_is_the_last_checkpoints_encoder(whole):
     kept = load_file(whole / "checkpoints" / "last" / "model.safetensors")
     assert {f"encoder.{k}" for k in exported} == {k for k in kept if k.startswith("encoder.")}
     assert all(torch.equal(v, kept[f"encoder.{k}"]) for k, v in exported.items())
-
-
-def test_schedules_reach_their_ends(store, tmp_path):
-    training = pretrain_start.build(
-        settings(store, tmp_path, epochs=20, batch_size=6, base_lr=0.0256, accumulate=3),
-        tmp_path,
-        Store.open(store),
-    )
-    assert (training.epoch_steps, training.total_steps, training.epoch_images) == (1, 20, 18)
-    peak = 0.0256 * 18 / 256
-    assert training.lr(2) == pytest.approx(peak)  # warm-up: a tenth of 20 epochs
-    assert max(training.lr(s) for s in range(20)) == pytest.approx(peak)
-    assert training.lr(20) == pytest.approx(1e-6)
-    assert training.weight_decay(0) == pytest.approx(0.04)
-    assert training.weight_decay(20) == pytest.approx(0.4)
 
 
 def test_the_loss_falls(store, tmp_path):
@@ -271,10 +257,10 @@ def test_the_best_epoch_is_kept_however_seldom_checkpoints_are_due(store, tmp_pa
 
 
 def test_accumulated_batches_make_one_step(store, tmp_path):
-    """Two batches of 3 give the gradient of one of 6, where no image needs a partner."""
-    same = {"alien_ratio": 0.0, "drop_path": 0.0, "align": "patch", "epochs": 2, "base_lr": 0.01}
-    one = run(settings(store, tmp_path / "one", batch_size=6, **same))
-    two = run(settings(store, tmp_path / "two", batch_size=3, accumulate=2, **same))
+    """Three parts of 2 are one of 6: masks, partners, stochastic depth, losses, gradients."""
+    same = {"batch_size": 6, "drop_path": 0.3, "epochs": 2, "base_lr": 0.01, "fill": FILLS}
+    one = run(settings(store, tmp_path / "one", **same))
+    two = run(settings(store, tmp_path / "two", accumulate=3, **same))
     assert len(losses(one)) == len(losses(two)) == 6
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     norms = [read_records(folder)[0]["grad_norm"] for folder in (one, two)]
@@ -327,25 +313,6 @@ def test_a_manifest_is_prepared_into_the_run(tmp_path):
     Image.fromarray(draw_blob(rng)[:-1]).save(tmp_path / "images" / "3.png")
     with pytest.raises(SpcxrError, match=r"store: .*have changed since"):
         run(config)
-
-
-def test_rows_to_learn_from(tmp_path):
-    held_out = ("external-b", "holdout")
-    splits = ("train", "pretrain", "val-a", "val-b", "test", "drift-site", "train", *held_out)
-    store = Store.open(write_store(tmp_path / "s", splits=splits))
-    rows, held_out = pretrain_start.choose_rows(settings(store.path, tmp_path), store)
-    assert (rows.tolist(), held_out.tolist()) == ([0, 1, 6], [2, 3])
-    chosen = settings(store.path, tmp_path, splits=("pretrain", "val-a"))
-    rows, held_out = pretrain_start.choose_rows(chosen, store)
-    assert (rows.tolist(), held_out.tolist()) == ([1, 2], [3])
-
-
-def test_rows_that_are_not_there(tmp_path):
-    store = Store.open(write_store(tmp_path / "s", splits=("val", "test")))
-    with pytest.raises(SpcxrError, match=r"no rows to learn from outside val, test; .*--splits"):
-        pretrain_start.choose_rows(settings(store.path, tmp_path), store)
-    with pytest.raises(SpcxrError, match="no split 'trian'; it has: val, test"):
-        pretrain_start.choose_rows(settings(store.path, tmp_path, splits=("trian",)), store)
 
 
 def test_init_is_where_weights_start(whole, store, tmp_path):

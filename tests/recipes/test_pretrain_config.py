@@ -12,7 +12,7 @@ from spcxr.recipes.pretrain_start import choose_rows
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"image_px": 100}, "does not divide into patches of 8; choose --image-px 96"),
+        ({"image_px": (100,)}, "does not divide into patches of 8; choose --image-px 96"),
         ({"crop_scale": (0.0, 1.0)}, r"crop_scale is \(0\.0, 1\.0\); give 0 < low"),
         ({"warmup_epochs": 3.0}, "warmup_epochs 3.0 of 3 epochs leaves nothing"),
         ({"fill": ("fog",)}, "fill is 'fog'; choose one of"),

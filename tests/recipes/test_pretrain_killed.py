@@ -51,6 +51,7 @@ def steps(folder):
 
 
 def spawn(store, out, **flags):
+    flags["image_px"] = flags["image_px"][0]
     words = [f"--{k.replace('_', '-')}={v}" for k, v in flags.items()]
     code = (
         "import spcxr.models.vit as v; v.VIT_SIZES['vit_tiny'] = v.ViTSize(24, 4, 3);"
@@ -70,7 +71,7 @@ def spawn(store, out, **flags):
 
 LONG = {
     "model": "vit_tiny",
-    "image_px": 32,
+    "image_px": (32,),
     "patch_px": 8,
     "epochs": 2000,
     "batch_size": 4,

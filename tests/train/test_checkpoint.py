@@ -145,6 +145,25 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert load_checkpoint(checkpoints.best, model=model).step == 6
 
 
+@pytest.mark.parametrize(
+    ("last", "every", "kept"),
+    [(1, 0, [4, 9]), (3, 0, [4, 7, 8, 9]), (1, 3, [3, 4, 6, 9]), (2, 4, [4, 8, 9])],
+)
+def test_the_newest_and_some_are_kept(tmp_path, last, every, kept):
+    model, optimizer = make()
+    checkpoints = Checkpoints(tmp_path, last=last, every=every)
+    for step in range(1, 10):
+        best = Position(step=step, best=0.1, best_step=4) if step >= 4 else Position(step=step)
+        checkpoints.save(best, model=model, optimizer=optimizer)
+    assert names(checkpoints) == ["best", "last", *(f"step-{step:08d}" for step in kept)]
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    model, optimizer = make()
+    Checkpoints(tmp_path, writes=False).save(Position(step=1), model=model, optimizer=optimizer)
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_same_step_can_be_saved_again(tmp_path):
     """A run that comes back to its last step never stands without a whole checkpoint."""
     checkpoints = Checkpoints(tmp_path)

@@ -1,0 +1,90 @@
+"""What a pretraining begins with: schedules, rows, parts of a step."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from spcxr.errors import SpcxrError
+from spcxr.recipes import pretrain_start
+from spcxr.recipes.pretrain_config import PretrainConfig
+from spcxr.train.distributed import World
+
+
+def settings(store, out, **changes):
+    base = {"model": "vit_tiny", "image_px": (32,), "patch_px": 8, "epochs": 3, "device": "cpu"}
+    return PretrainConfig(**{"data": str(store), "out": str(out), **base, **changes})
+
+
+def test_schedules_reach_their_ends(make_store, tmp_path):
+    store = make_store(splits=["train"] * 18 + ["val"] * 6, count=24)
+    training = pretrain_start.build(
+        settings(store.path, tmp_path, epochs=20, batch_size=18, base_lr=0.0256, accumulate=3),
+        tmp_path,
+        store,
+        World(torch.device("cpu")),
+    )
+    assert (training.epoch_steps, training.total_steps, training.epoch_images) == (1, 20, 18)
+    peak = 0.0256 * 18 / 256
+    assert training.lr(2) == pytest.approx(peak)  # warm-up: a tenth of 20 epochs
+    assert max(training.lr(s) for s in range(20)) == pytest.approx(peak)
+    assert training.lr(20) == pytest.approx(1e-6)
+    assert training.weight_decay(0) == pytest.approx(0.04)
+    assert training.weight_decay(20) == pytest.approx(0.4)
+
+
+def test_rows_to_learn_from(make_store, tmp_path):
+    held_out = ("external-b", "holdout")
+    splits = ("train", "pretrain", "val-a", "val-b", "test", "drift-site", "train", *held_out)
+    store = make_store(splits=list(splits), count=len(splits))
+    rows, held_out = pretrain_start.choose_rows(settings(store.path, tmp_path), store)
+    assert (rows.tolist(), held_out.tolist()) == ([0, 1, 6], [2, 3])
+    chosen = settings(store.path, tmp_path, splits=("pretrain", "val-a"))
+    rows, held_out = pretrain_start.choose_rows(chosen, store)
+    assert (rows.tolist(), held_out.tolist()) == ([1, 2], [3])
+
+
+def test_rows_that_are_not_there(make_store, tmp_path):
+    store = make_store(splits=["val", "test"], count=2)
+    with pytest.raises(SpcxrError, match=r"no rows to learn from outside val, test; .*--splits"):
+        pretrain_start.choose_rows(settings(store.path, tmp_path), store)
+    with pytest.raises(SpcxrError, match="no split 'trian'; it has: val, test"):
+        pretrain_start.choose_rows(settings(store.path, tmp_path, splits=("trian",)), store)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "processes", "part"),
+    [(64, 1, 1, 64), (7, 1, 1, 7), (64, 2, 4, 8), (6, 3, 1, 2), (8, 1, 3, None), (6, 1, 2, None)],
+)
+def test_a_step_divides_into_even_parts(batch_size, accumulate, processes, part):
+    config = settings("s", "a", batch_size=batch_size, accumulate=accumulate)
+    if part is not None:
+        assert config.part(processes) == part
+        return
+    with pytest.raises(SpcxrError, match=r"processes x 1 parts .*--batch-size \d+") as caught:
+        config.part(processes)
+    better = int(str(caught.value).rsplit(" ", 1)[1])
+    assert settings("s", "a", batch_size=better).part(processes) % 2 == 0
+
+
+def test_ranks_take_the_parts_of_a_step_that_one_process_would(make_store, tmp_path):
+    store = make_store()  # 32 rows to learn from
+    config = settings(store.path, tmp_path, batch_size=16, accumulate=2)
+    one = pretrain_start.build(config, tmp_path, store, World(torch.device("cpu")))
+    found = []
+    for rank in range(4):
+        there = replace(one, world=World(torch.device("cpu"), rank, 4))
+        rows, parts = there.rows_of(3)
+        assert rows.tolist() == one.rows_of(3)[0].tolist()
+        assert [len(part) for part in parts] == [2, 2]
+        found += parts
+    assert np.concatenate(found).tolist() == np.concatenate(one.rows_of(3)[1]).tolist()
+    assert len(set(np.concatenate([one.rows_of(s)[0] for s in (2, 3)]).tolist())) == 32
+
+
+def test_too_few_images_for_several_processes(make_store, tmp_path):
+    store = make_store()
+    config = settings(store.path, tmp_path, batch_size=64)
+    with pytest.raises(SpcxrError, match=r"32 images to learn from, fewer than a step of 64 on 2"):
+        pretrain_start.build(config, tmp_path, store, World(torch.device("cpu"), 0, 2))
