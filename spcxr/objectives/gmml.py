@@ -70,7 +70,7 @@ class GMML(Objective):
         rebuilt = self.reconstruct(view, dtype)
         l1 = masked_reconstruction_loss(rebuilt, view.views, view.fill.mask, distance="l1")
         l1 = l1 * view.share
-        return {"loss": l1, "l1": l1.detach()}
+        return {"loss": l1, "l1": l1.detach().clone()}
 
 
 def build_gmml(encoder: VisionTransformer) -> GMML:

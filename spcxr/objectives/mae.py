@@ -62,7 +62,7 @@ class MAE(Objective):
             normalise_patches=self.normalise_patches,
         )
         mse = mse * view.share
-        return {"loss": mse, "mse": mse.detach()}
+        return {"loss": mse, "mse": mse.detach().clone()}
 
 
 def build_mae(encoder: VisionTransformer, *, normalise_patches: bool = False) -> MAE:

@@ -22,13 +22,14 @@ from spcxr import __version__
 from spcxr.config import to_dict
 from spcxr.data.store import Store
 from spcxr.evaluate.report import PHANTOMS
+from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import save_model_folder
 from spcxr.objectives.objective import View
 from spcxr.objectives.table import OBJECTIVES
 from spcxr.recipes import views
 from spcxr.recipes.images import any_drawn, open_images
 from spcxr.recipes.pretrain_config import PretrainConfig
-from spcxr.recipes.pretrain_start import Training, build, go_on
+from spcxr.recipes.pretrain_start import Training, build, build_encoder, go_on
 from spcxr.recipes.pretrain_watch import picture, validate
 from spcxr.train.batches import prefetch
 from spcxr.train.checkpoint import Checkpoints, Position
@@ -39,7 +40,7 @@ from spcxr.train.interrupt import Signals, watch_signals
 from spcxr.train.journal import Journal, open_journal
 from spcxr.train.model_card import write_model_card
 from spcxr.train.optim import Step, set_rates, take_step
-from spcxr.train.parallel import syncing
+from spcxr.train.parallel import syncing, whole
 from spcxr.train.run_folder import FREE, open_run
 
 
@@ -71,8 +72,7 @@ def run(config: PretrainConfig) -> Path:
             introduce(training, position, journal)
             precision = pick_precision(config.precision, world.device)
             learn(Loop(training, precision, checkpoints, journal, signals), position)
-            if world.first:
-                export(training)
+            export(training)
             journal.say(f"the encoder is in {folder / 'model'}")
     return folder
 
@@ -285,9 +285,20 @@ def introduce(training: Training, position: Position, journal: Journal) -> None:
         journal.say(f"going on after step {position.step} of {training.total_steps}")
 
 
+def whole_encoder(training: Training) -> VisionTransformer:
+    """The encoder by itself, with weights that were shared out brought together, by every rank."""
+    state = training.objective.encoder.state_dict()
+    encoder = build_encoder(training.config)
+    encoder.load_state_dict({name: whole(value) for name, value in state.items()})
+    return encoder
+
+
 def export(training: Training) -> None:
     """The encoder as a model folder, with its preprocessing and how it came to be; its card."""
     config, store = training.config, training.store
+    encoder = whole_encoder(training)
+    if not training.world.first:
+        return
     phantoms = any_drawn(store.manifest.patients)
     provenance = {
         "recipe": "pretrain",
@@ -303,7 +314,7 @@ def export(training: Training) -> None:
     }
     save_model_folder(
         training.folder / "model",
-        training.objective.encoder,
+        encoder,
         preprocess=store.preprocess.to_dict(),
         mean=store.mean,
         std=store.std,

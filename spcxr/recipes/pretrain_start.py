@@ -12,7 +12,7 @@ from torch import nn
 from spcxr.data.splits import is_training
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
-from spcxr.models.vit import VIT_SIZES, build_vit
+from spcxr.models.vit import VIT_SIZES, VisionTransformer, build_vit
 from spcxr.models.weights import load_encoder_weights
 from spcxr.objectives.objective import Objective, Progress
 from spcxr.objectives.table import OBJECTIVES
@@ -81,7 +81,8 @@ class Training:
         """The rows of a step on all ranks, and the parts of them that are this rank's."""
         c, world = self.config, self.world
         epoch, inside = divmod(step, self.epoch_steps)
-        rows = self.order.take(epoch, inside * c.batch_size, (inside + 1) * c.batch_size)
+        first = inside * c.batch_size
+        rows = self.order.take(epoch, first, min(first + c.batch_size, len(self.order)))
         size = c.part(world.size)
         mine = range(world.rank * c.accumulate, (world.rank + 1) * c.accumulate)
         parts = [rows[part * size : (part + 1) * size] for part in mine]
@@ -108,23 +109,54 @@ def choose_rows(config: PretrainConfig, store: Store) -> tuple[Rows, Rows]:
     return rows, held_out
 
 
-def build(config: PretrainConfig, folder: Path, store: Store, world: World) -> Training:
-    """Encoder, objective and optimiser on their device; weights of the seed, or of ``init``."""
-    rows, held_out = choose_rows(config, store)
-    if world.size > 1 and len(rows) < config.batch_size:
-        raise SpcxrError(
-            f"{store.path}: {len(rows)} images to learn from, fewer than a step of "
-            f"{config.batch_size} on {world.size} processes; lower --batch-size, or use one process"
-        )
-    config.part(world.size)  # refuses a step that does not divide
-    torch.manual_seed(config.seed)
-    encoder = build_vit(
+def weigh_sites(config: PretrainConfig, store: Store, rows: Rows) -> Order:
+    """The order of the rows, with sites in the shares that ``site_weights`` asks for.
+
+    Raises
+    ------
+    SpcxrError
+        weights that are no numbers, or of sites that are not there.
+    """
+    if not config.site_weights:
+        return Order(rows, seed=config.seed)
+    weights = {}
+    for entry in config.site_weights:
+        site, _, weight = entry.rpartition("=")
+        try:
+            weights[site] = float(weight)
+        except ValueError as error:
+            raise SpcxrError(f"--site-weights {entry!r}; give site=number, as in a=2") from error
+    sites = np.array(store.manifest.column("site"), dtype=np.str_)[rows]
+    groups = {str(site): rows[sites == site] for site in np.unique(sites)}
+    try:
+        return Order(rows, seed=config.seed, weights=weights, groups=groups)
+    except SpcxrError as error:
+        raise SpcxrError(f"{store.path}: --site-{error}") from error
+
+
+def build_encoder(config: PretrainConfig) -> VisionTransformer:
+    """The encoder that the settings ask for, with weights drawn from torch's generator."""
+    return build_vit(
         config.model,
         image_px=config.size,
         patch_px=config.patch_px,
         channels=config.channels,
         drop_path=config.drop_path,
     )
+
+
+def build(config: PretrainConfig, folder: Path, store: Store, world: World) -> Training:
+    """Encoder, objective and optimiser on their device; weights of the seed, or of ``init``."""
+    rows, held_out = choose_rows(config, store)
+    order = weigh_sites(config, store, rows)
+    if world.size > 1 and len(order) < config.batch_size:
+        raise SpcxrError(
+            f"{store.path}: {len(order)} images to learn from, fewer than a step of "
+            f"{config.batch_size} on {world.size} processes; lower --batch-size, or use one process"
+        )
+    config.part(world.size)  # refuses a step that does not divide
+    torch.manual_seed(config.seed)
+    encoder = build_encoder(config)
     if config.init and not Checkpoints(folder).begun:
         load_encoder_weights(encoder, config.init)
     encoder.recompute = config.recompute
@@ -141,7 +173,7 @@ def build(config: PretrainConfig, folder: Path, store: Store, world: World) -> T
         world,
         folder,
         store,
-        Order(rows, seed=config.seed),
+        order,
         held_out,
         config.law(encoder.drop_rates),
         objective,

@@ -58,7 +58,9 @@ def picture(loop: Loop, epoch: int) -> None:
     The reconstruction keeps the pixels that were not hidden.
     """
     training, store, world = loop.training, loop.training.store, loop.training.world
-    rows = training.held_out[:SHOWN] if len(training.held_out) else training.order.take(0, 0, SHOWN)
+    rows = training.held_out[:SHOWN]
+    if len(rows) == 0:
+        rows = training.order.take(0, 0, min(SHOWN, len(training.order)))
     view = views.draw(store, rows, training.law, epoch=None)[0].to(world.device)
     training.objective.eval()
     with autocast(world.device, loop.precision):

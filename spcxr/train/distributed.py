@@ -29,6 +29,7 @@ from spcxr.train.device import pick_device
 
 SILENT_S = 30.0  # a rank that says nothing for so long is dead
 PULSE_S = 1.0
+GRACE_S = 5.0  # for a rank to end by itself, with its own words, once another one has failed
 COLLECTIVE = datetime.timedelta(minutes=30)  # rank 0 may be saving; who is dead is known before
 
 
@@ -197,8 +198,9 @@ def join_world(device: str) -> Iterator[World]:
     try:
         with _naming_the_dead(watch):
             yield world
-            watch.stop("done")
             dist.barrier()
+            watch.stop("done")
+            dist.barrier()  # rank 0 keeps the store that the others' watches read
     finally:
         watch.stop("done")
         dist.destroy_process_group()
@@ -214,10 +216,15 @@ def _naming_the_dead(watch: Watch) -> Iterator[None]:
     except SpcxrError as error:
         watch.stop(f"failed: {error}")
         raise
-    except RuntimeError:
-        # A collective broke off because somebody is gone: the watch ends this process by name.
-        watch.join(SILENT_S + 5 * PULSE_S)
-        watch.stop("failed")
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError):
+            # A collective broke off because somebody is gone: the watch ends this process by name.
+            watch.broken.set()
+            watch.join(SILENT_S + 5 * PULSE_S)
+        watch.stop(f"failed: {str(error).splitlines()[0]}")
+        raise
+    except BaseException as error:
+        watch.stop(f"failed: {type(error).__name__}")
         raise
 
 
@@ -228,7 +235,8 @@ class Watch(threading.Thread):
         super().__init__(name="watch", daemon=True)
         self.store = dist.PrefixStore("pulse", store)
         self.rank, self.other = rank, (rank + 1) % size
-        self._end = threading.Event()
+        self.broken = threading.Event()  # a collective: nothing more can be done here
+        self._size, self._end = size, threading.Event()
         self._heard, self._at = "", time.monotonic()
 
     def run(self) -> None:
@@ -242,12 +250,20 @@ class Watch(threading.Thread):
                 dead = self._dead()
                 if dead and not self.store.check(["dead"]):
                     self.store.set("dead", dead)
-                if self.store.check(["dead"]):
-                    leave(self.store.get("dead").decode())
+                said = self.store.get("dead").decode() if self.store.check(["dead"]) else ""
             except RuntimeError:
                 # Rank 0 (or torchrun) keeps the store that is not there any more.
-                if not self._end.is_set():
-                    leave("rank 0 does not answer")
+                said = "rank 0 does not answer"
+            if said and not self._ends_by_itself():
+                leave(said)
+
+    def _ends_by_itself(self) -> bool:
+        """Give this rank the time to meet the error itself, unless a collective of its broke."""
+        until = time.monotonic() + GRACE_S
+        while time.monotonic() < until and not self.broken.is_set():
+            if self._end.wait(0.05):
+                return True
+        return self._end.is_set()
 
     def stop(self, last: str) -> None:
         """Stop watching; ``last`` is ``done``, or what the others shall say of this rank."""
@@ -260,8 +276,19 @@ class Watch(threading.Thread):
             self.store.set(str(self.rank), last)
             if last != "done" and not self.store.check(["dead"]):
                 self.store.set("dead", f"rank {self.rank} {last}")
+            if last != "done" and self.rank == 0:
+                self._linger()
         except RuntimeError:
             return  # the keeper of the store is gone: there is nobody to tell
+
+    def _linger(self) -> None:
+        """Keep the store until the others have read why they end, or are taking too long."""
+        until = time.monotonic() + GRACE_S + 2 * PULSE_S
+        for other in map(str, range(1, self._size)):
+            while time.monotonic() < until:
+                if self.store.check([other]) and self.store.get(other).startswith(b"failed"):
+                    break
+                time.sleep(0.05)
 
     def _dead(self) -> str:
         """What became of the next rank; nothing where it lives or is done."""
@@ -269,8 +296,8 @@ class Watch(threading.Thread):
             said = ""
         else:
             said = self.store.get(str(self.other)).decode()
-        if said == "done":
-            return ""
+        if said == "done" or said.startswith("failed"):
+            return ""  # the latter has told everybody
         if said != self._heard:
             self._heard, self._at = said, time.monotonic()
         host, _, rest = said.partition(" ")

@@ -24,7 +24,8 @@ class Signals:
     def raise_interrupted(self, folder: Path, recipe: str, where: str) -> None:
         """Raise what a stopped run ends with. Call it once the work is saved."""
         raise Interrupted(
-            f"{folder}: stopped by {self.came} at {where}, and saved; go on with: "
+            f"{folder}: stopped by {self.came or 'a signal to another process'} at {where}, and "
+            "saved; go on with: "
             f"spcxr-train {recipe} --config {folder / 'config.yaml'} --resume auto"
         )
 

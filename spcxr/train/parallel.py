@@ -31,9 +31,9 @@ def spread(module: nn.Module, world: World, *, shard: bool, methods: tuple[str, 
     if world.size == 1:
         return module
     if not shard:
-        return DistributedDataParallel(
-            module, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        copies = DistributedDataParallel(module, gradient_as_bucket_view=True)
+        copies.broadcast_buffers = False  # as an argument it has another name since torch 2.13
+        return copies
     mesh = torch.distributed.init_device_mesh(world.device.type, (world.size,))
     for part in list(module.modules()):
         for block in getattr(part, "blocks", ()):

@@ -34,8 +34,8 @@ def open_run(
     A new folder gets ``config.yaml``: the settings, valid as ``--config``, below a line that names
     the recipe. An existing run is gone on with when ``resume`` is ``auto`` and the settings are
     the same (those of ``free`` aside); whether there is a checkpoint is `Checkpoints.load`'s to
-    say. A run refused before it did anything leaves no folder behind; one that has only prepared its
-    images (``store``) keeps them, and its settings may still be changed.
+    say. A run refused before it did anything leaves no folder behind; one that has only prepared
+    its images (``store``) keeps them, and its settings may still be changed.
 
     Parameters
     ----------

@@ -88,3 +88,32 @@ def test_too_few_images_for_several_processes(make_store, tmp_path):
     config = settings(store.path, tmp_path, batch_size=64)
     with pytest.raises(SpcxrError, match=r"32 images to learn from, fewer than a step of 64 on 2"):
         pretrain_start.build(config, tmp_path, store, World(torch.device("cpu"), 0, 2))
+
+
+# --- weights of sites -----------------------------------------------------------------------
+
+
+def test_sites_are_seen_as_often_as_their_weights_say(make_store, tmp_path):
+    store = make_store({"site": ["a"] * 16 + ["b"] * 48}, splits=["train"] * 64)
+    config = settings(store.path, tmp_path, site_weights=("a=3",))
+    order = pretrain_start.weigh_sites(config, store, np.arange(64))
+    for epoch in range(3):
+        seen = np.bincount(order.take(epoch, 0, 64), minlength=64)
+        assert (seen[:16].sum(), seen[16:].sum()) == (32, 32)
+        assert set(seen[:16]) == {2}  # 16 images, each twice
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (("c=2",), r"--site-weights: no group 'c'; choose from: a, b"),
+        (("a",), r"--site-weights 'a'; give site=number, as in a=2"),
+        (("a=-1",), r"--site-weights: a has -1"),
+        (("a=0", "b=0"), r"no group is left"),
+    ],
+)
+def test_weights_of_sites_that_cannot_be(make_store, tmp_path, weights, said):
+    store = make_store({"site": ["a", "b"] * 32})
+    config = settings(store.path, tmp_path, site_weights=weights)
+    with pytest.raises(SpcxrError, match=said):
+        pretrain_start.weigh_sites(config, store, np.arange(64))

@@ -1,0 +1,192 @@
+"""Pretraining on two processes: the losses of one, resumed on another number, one that dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spcxr.data.manifest import Manifest
+from spcxr.data.presets import Preprocess
+from spcxr.data.store import StoreWriter
+from spcxr.models.weights import load_model_folder
+from spcxr.train.journal import read_records
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = (
+    "import spcxr.models.vit as v; v.VIT_SIZES['vit_tiny'] = v.ViTSize(24, 4, 3);"
+    "from spcxr.cli import train; train()"
+)
+FLAGS = {
+    "model": "vit_tiny",
+    "image-px": 32,
+    "patch-px": 8,
+    "epochs": 2,
+    "batch-size": 8,
+    "base-lr": 0.5,
+    "drop-path": 0.3,
+    "fill": "noise,other,shuffle",
+    "sample-every": 1,
+    "device": "cpu",
+    "precision": "fp32",
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(store, out, *, ranks=1, slurm=False, **flags):
+    """The processes of a run, as torchrun or srun would start them."""
+    given = FLAGS | {name.replace("_", "-"): value for name, value in flags.items()}
+    words = [f"--{name}={value}" for name, value in given.items()]
+    command = [sys.executable, "-c", CODE, "pretrain", f"--data={store}", f"--out={out}", *words]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MASTER_"))}
+    port, made = str(free_port()), []
+    for rank in range(ranks):
+        if ranks == 1:
+            env = {}
+        elif slurm:
+            env = {
+                "SLURM_PROCID": str(rank),
+                "SLURM_LOCALID": str(rank),
+                "SLURM_STEP_NUM_TASKS": str(ranks),
+                "SLURM_JOB_NODELIST": "localhost",
+                "SLURM_JOB_ID": "7",
+                "MASTER_PORT": port,
+            }
+        else:
+            env = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+        made.append(
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**clean, "OMP_NUM_THREADS": "1", **env},
+                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return made
+
+
+def end(processes, code=0, limit_s=120):
+    """What they said, once all have ended with this code."""
+    said = [process.communicate(timeout=limit_s)[1] for process in processes]
+    assert [process.returncode for process in processes] == [code] * len(processes), said
+    return said
+
+
+def figures(folder, kind="train"):
+    return [r["loss"] for r in read_records(folder) if r["kind"] == kind]
+
+
+def wait_for(path, processes, limit_s=60):
+    until = time.monotonic() + limit_s
+    while not path.exists():
+        assert all(p.poll() is None for p in processes), [p.communicate() for p in processes]
+        assert time.monotonic() < until, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """40 bright spots to learn from (5 steps of 8), 8 held out."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    names = [f"{i}.png" for i in range(48)]
+    columns = {"path": names, "patient_id": names, "split": (["train"] * 5 + ["val"]) * 8}
+    y, x = np.mgrid[:40, :40]
+    with StoreWriter(folder / "store", Preprocess(size_px=40)) as writer:
+        for _ in names:
+            cy, cx, size = rng.uniform(8, 24, 3)
+            spot = 220 * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / size**2)
+            writer.add(spot.astype(np.uint8))
+        return writer.finish(Manifest.from_columns(columns, root=".")).path
+
+
+@pytest.fixture(scope="module")
+def one(store, tmp_path_factory):
+    """The run of one process that nothing disturbs: 2 epochs of 5 steps."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    end(start(store, folder))
+    return folder
+
+
+@pytest.mark.parametrize(("parallel", "slurm"), [("ddp", False), ("fsdp", True)])
+def test_two_processes_give_the_losses_of_one(store, one, tmp_path, parallel, slurm):
+    """Float sums differ in order: 1e-4 of a loss after ten large steps."""
+    end(start(store, tmp_path / "two", ranks=2, slurm=slurm, parallel=parallel))
+    for kind, count in (("train", 10), ("val", 2)):
+        alone, both = figures(one, kind), figures(tmp_path / "two", kind)
+        assert len(alone) == count
+        assert max(alone) > 1.02 * min(alone)
+        assert both == pytest.approx(alone, rel=1e-4)
+    norms = [[r["grad_norm"] for r in read_records(f) if r["kind"] == "train"]
+             for f in (one, tmp_path / "two")]  # fmt: skip
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+    made = [{p.name for p in f.iterdir()} for f in (one, tmp_path / "two")]
+    assert made[0] == made[1]
+    assert "2 processes" in (tmp_path / "two" / "train.log").read_text()
+    load_model_folder(tmp_path / "two")
+
+
+@pytest.mark.parametrize(("before", "after"), [((2, "ddp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp"))])
+def test_going_on_with_another_number_of_processes(store, one, tmp_path, before, after):
+    """In mid-epoch, with the same images a step: the losses of a run that nothing stopped."""
+    out = tmp_path / "a"
+    first = start(store, out, ranks=before[0], parallel=before[1])
+    wait_for(out / "metrics.jsonl", first)
+    first[-1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1] for process in first]
+    assert {process.returncode for process in first} == {130}, said
+    block = json.loads((out / "checkpoints" / "last" / "checkpoint.json").read_text())
+    assert 0 < block["position"]["step"] < 10
+    end(start(store, out, ranks=after[0], parallel=after[1]))
+    for kind in ("train", "val"):
+        assert figures(out, kind) == pytest.approx(figures(one, kind), rel=1e-4)
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(store, tmp_path):
+    processes = start(store, tmp_path / "a", ranks=2, epochs=2000)
+    wait_for(tmp_path / "a" / "checkpoints" / "last", processes)
+    processes[1].send_signal(signal.SIGUSR1)
+    said = end(processes, code=130)
+    assert "stopped by SIGUSR1" in said[1]
+    assert "stopped by a signal to another process" in said[0]
+    assert all("--resume auto" in text for text in said)
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_that_dies_ends_the_others_by_name(store, tmp_path, dead):
+    processes = start(store, tmp_path / "a", ranks=2, epochs=2000)
+    wait_for(tmp_path / "a" / "checkpoints" / "last", processes)
+    processes[dead].kill()
+    began = time.monotonic()
+    _, said = processes[1 - dead].communicate(timeout=60)
+    assert time.monotonic() - began < 35, said
+    assert processes[1 - dead].returncode == 1
+    line = said.strip().splitlines()[-1]
+    assert line.startswith(f"error: rank {dead}"), said
+    assert "goes on from the last checkpoint" in line
+    processes[dead].communicate(timeout=60)
+
+
+def test_what_rank_0_refuses_all_refuse(store, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").write_text("")
+    said = end(start(store, tmp_path / "a", ranks=2), code=2, limit_s=60)
+    assert all("holds 'thesis.tex' and no run" in text for text in said)
