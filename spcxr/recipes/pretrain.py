@@ -31,7 +31,7 @@ from spcxr.recipes.images import any_drawn, open_images
 from spcxr.recipes.pretrain_config import PretrainConfig
 from spcxr.recipes.pretrain_start import Training, build, build_encoder, go_on
 from spcxr.recipes.pretrain_watch import picture, validate
-from spcxr.train.batches import prefetch
+from spcxr.train.batches import Rows, prefetch
 from spcxr.train.checkpoint import Checkpoints, Position
 from spcxr.train.device import autocast, memory_mib, pick_precision, why_not_bf16
 from spcxr.train.distributed import World, join_world
@@ -150,8 +150,7 @@ def learn_epoch(loop: Loop, position: Position) -> tuple[Position, bool]:
     steps = range(step, (epoch + 1) * training.epoch_steps)
 
     def fetch(step: int) -> list[tuple[View, ...]]:
-        parts = training.rows_of(step)[1]
-        return [views.draw(training.store, part, training.law, epoch) for part in parts]
+        return [part_of(training, rows, epoch) for rows in training.rows_of(step)[1]]
 
     training.stepped.train()
     clock = time.perf_counter()
@@ -164,6 +163,8 @@ def learn_epoch(loop: Loop, position: Position) -> tuple[Position, bool]:
         times = {"data_s": fetched - clock, "step_s": now - fetched}
         note(loop, step, done, times)
         clock = now
+        if bad_in_a_row == 1:
+            loop.save(position)  # the weights that met it, to replay it
         refuse_endless_bad_steps(training.folder, step + 1, bad_in_a_row)
         # The last step's checkpoint waits for its validation.
         if position.step % training.epoch_steps:
@@ -172,6 +173,12 @@ def learn_epoch(loop: Loop, position: Position) -> tuple[Position, bool]:
             if done.save:
                 loop.save(position)
     return position, done.stop
+
+
+def part_of(training: Training, rows: Rows, epoch: int) -> tuple[View, ...]:
+    """The views of some of a step's images, ready to cross over to a GPU while it computes."""
+    drawn = views.draw(training.store, rows, training.law, epoch)
+    return views.pinned(drawn) if training.world.device.type == "cuda" else drawn
 
 
 def fetchers(device: torch.device) -> int:

@@ -21,7 +21,7 @@ from spcxr.objectives.corruption import (
     sample_survivors,
 )
 from spcxr.objectives.objective import View
-from spcxr.ops.views import Views
+from spcxr.ops.views import Fill, Views
 from spcxr.train.batches import Rows
 
 
@@ -108,6 +108,25 @@ def central_box(source: tuple[int, int], size: tuple[int, int]) -> Tensor:
     shrink = min(source[0] / size[0], source[1] / size[1])
     height, width = size[0] * shrink, size[1] * shrink
     return torch.tensor([(source[0] - height) / 2, (source[1] - width) / 2, height, width])
+
+
+def pinned(drawn: Sequence[View]) -> tuple[View, ...]:
+    """The same views in page-locked memory, from which a GPU copies by itself."""
+    pixels = drawn[0].views.pixels.contiguous().pin_memory()  # once for all views
+    made = []
+    for view in drawn:
+        scale, shift = view.views.scale.pin_memory(), view.views.shift.pin_memory()
+        boxes, flip = _pin(view.views.boxes), _pin(view.views.flip)
+        views = view.views._replace(pixels=pixels, boxes=boxes, flip=flip, scale=scale, shift=shift)
+        fill = view.fill
+        if fill is not None:
+            fill = Fill._make((*(tensor.pin_memory() for tensor in fill[:6]), *fill[6:]))
+        made.append(View(views, fill, _pin(view.survivors), view.share))
+    return tuple(made)
+
+
+def _pin(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.pin_memory()
 
 
 def hidden(view: View) -> int:

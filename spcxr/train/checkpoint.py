@@ -2,7 +2,7 @@
 
     checkpoints/step-00001200/   model.safetensors  optimizer.safetensors  [ema.safetensors]
                                  checkpoint.json    position, and size and hash of each file
-    checkpoints/last, best       symbolic links to such folders
+    checkpoints/last, best, bad  symbolic links to such folders
 
 A folder is written under a temporary name and renamed when it is on disk; links are swapped in one
 call. Whenever the process or the machine dies, ``last`` is a whole checkpoint.
@@ -294,7 +294,8 @@ class Checkpoints:
     Parameters
     ----------
     last
-        how many of the newest; ``last`` links to the newest, ``best`` to the best, always kept.
+        how many of the newest; ``last`` links to the newest, ``best`` to the best, ``bad`` to the
+        first that a step was not finite after: these are always kept.
     every
         those of each so many steps too; 0 for none.
     writes
@@ -306,6 +307,7 @@ class Checkpoints:
     ) -> None:
         self.folder = run_folder / "checkpoints"
         self.last, self.best = self.folder / "last", self.folder / "best"
+        self.bad = self.folder / "bad"
         self._newest, self._every, self._writes = last, every, writes
         self._saved_at = time.monotonic()
 
@@ -327,7 +329,8 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         ema: nn.Module | None = None,
     ) -> Path:
-        """Save; point ``last`` there, and ``best`` if this step's figure is the best; tidy."""
+        """Save; point ``last`` there, ``best`` if this step's figure is the best, ``bad`` if this
+        step is the first that was left out; tidy."""
         folder = self.folder / f"step-{position.step:08d}"
         states = gathered(model, optimizer, ema)
         if not self._writes:
@@ -339,6 +342,8 @@ class Checkpoints:
         self._point(self.last, folder.name)
         if position.best is not None and position.best_step == position.step:
             self._point(self.best, folder.name)
+        if position.bad_in_a_row and not self.bad.is_symlink():
+            self._point(self.bad, folder.name)
         self._tidy()
         self._saved_at = time.monotonic()
         return folder
@@ -364,7 +369,8 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         """Remove checkpoints that are not to be kept, and drafts of processes that died."""
-        linked = {link.resolve() for link in (self.last, self.best) if link.exists()}
+        links = (self.last, self.best, self.bad)
+        linked = {link.resolve() for link in links if link.exists()}
         found: dict[int, list[Path]] = {}  # a step saved again has two folders for a moment
         for folder in self.folder.glob("step-*"):
             found.setdefault(int(folder.name.split("-")[1]), []).append(folder)

@@ -13,7 +13,11 @@ MOST_IN_A_ROW = 5
 
 
 def note_bad_step(folder: Path, step: int, epoch: int, rows: Rows, outcome: Step) -> None:
-    """Append a step that was left out to ``bad_steps.jsonl``: its number, its image ids."""
+    """Append a step that was left out to ``bad_steps.jsonl``: its number, its image ids.
+
+    With the run's seed they are all that its crops, masks and noise were drawn from; the weights
+    that it met first are in ``checkpoints/bad``.
+    """
     line = {
         "step": step,
         "epoch": epoch,

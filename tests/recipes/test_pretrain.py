@@ -20,9 +20,11 @@ from spcxr.objectives import gmml
 from spcxr.objectives.corruption import FILLS
 from spcxr.recipes import pretrain
 from spcxr.recipes.pretrain import PretrainConfig, run
+from spcxr.recipes.pretrain_replay import replay
 from spcxr.train import device
 from spcxr.train.checkpoint import Checkpoints
 from spcxr.train.journal import read_records
+from spcxr.train.order import Order
 
 TRAINED, VALIDATED, PX = 18, 6, 40
 
@@ -270,21 +272,31 @@ def test_accumulated_batches_make_one_step(store, tmp_path):
 # --- losses that are not finite -------------------------------------------------------------
 
 
-def test_one_bad_step_is_left_out_and_written_down(store, tmp_path, monkeypatch):
+def test_one_bad_step_is_left_out_written_down_and_replayed(store, tmp_path, monkeypatch):
     gather = gmml.masked_patch_gather
-    calls = iter(range(1000))
 
-    def poisoned(*words, **options):
-        return gather(*words, **options) * (float("nan") if next(calls) == 2 else 1.0)
+    def poisoned(views, fill=None, **options):
+        bad = fill is not None and fill.epoch == 0 and marked in fill.image_ids.tolist()
+        return gather(views, fill, **options) * (float("nan") if bad else 1.0)
 
+    marked = int(Order(np.arange(VALIDATED, VALIDATED + TRAINED), seed=0).take(0, 8, 9)[0])
     monkeypatch.setattr(gmml, "masked_patch_gather", poisoned)
     folder = run(settings(store, tmp_path / "a", epochs=1, sample_every=0))
     (line,) = (folder / "bad_steps.jsonl").read_text().splitlines()
     noted = json.loads(line)
     assert (noted["step"], noted["epoch"], len(noted["image_ids"])) == (3, 0, 4)
+    assert marked in noted["image_ids"]
     assert losses(folder)[2] is None
     assert all(np.isfinite([loss for i, loss in enumerate(losses(folder)) if i != 2]))
     load_model_folder(folder)  # refuses weights that are not finite
+    assert np.isnan(replay(folder, 3)["loss"])
+    with monkeypatch.context() as patch:
+        patch.setattr(gmml, "masked_patch_gather", gather)
+        mended = replay(folder, 3)
+    assert 0 < mended["loss"] < 2
+    assert 0 < mended["grad_norm"] < 100
+    with pytest.raises(SpcxrError, match=r"step 2 was not left out; those that were: 3"):
+        replay(folder, 2)
 
 
 def test_a_run_that_blew_up_stops_with_one_line(store, tmp_path):

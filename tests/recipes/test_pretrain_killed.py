@@ -19,8 +19,10 @@ from spcxr.data.presets import Preprocess
 from spcxr.data.store import StoreWriter
 from spcxr.errors import Interrupted
 from spcxr.models import vit
+from spcxr.objectives.gmml import build_gmml
 from spcxr.recipes import pretrain
 from spcxr.recipes.pretrain import PretrainConfig, run
+from spcxr.train.checkpoint import load_checkpoint
 from spcxr.train.journal import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +53,7 @@ def steps(folder):
 
 
 def spawn(store, out, **flags):
-    flags["image_px"] = flags["image_px"][0]
+    flags |= {"image_px": flags["image_px"][0]}
     words = [f"--{k.replace('_', '-')}={v}" for k, v in flags.items()]
     code = (
         "import spcxr.models.vit as v; v.VIT_SIZES['vit_tiny'] = v.ViTSize(24, 4, 3);"
@@ -78,6 +80,10 @@ LONG = {
     "device": "cpu",
     "precision": "fp32",
 }
+
+
+def bare_objective():
+    return build_gmml(vit.build_vit("vit_tiny", image_px=32, patch_px=8))
 
 
 def wait_for(path, process, limit_s=60):
@@ -137,3 +143,34 @@ def test_sigkill_leaves_a_run_that_goes_on(store, tmp_path, monkeypatch):
         run(PretrainConfig(data=str(store), out=str(out), **LONG))
     assert begun[0] >= 8
     assert steps(out) == [*range(1, begun[0] + 2)]
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
+def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(store, tmp_path, seed):
+    """SIGKILL at random moments, mostly amid steps and the saves between them."""
+    rng = np.random.default_rng(seed)
+    flags = {**LONG, "epochs": 24, "sample_every": 12}
+    whole = spawn(store, tmp_path / "whole", **flags)
+    for kills in range(3):
+        process = spawn(store, tmp_path / "a", **flags)
+        begun = tmp_path / "a" / "metrics.jsonl"
+        wait_for(begun, process)
+        size = begun.stat().st_size
+        while process.poll() is None and begun.stat().st_size == size:
+            time.sleep(0.005)  # until it steps
+        if kills == 2:
+            break
+        time.sleep(rng.uniform(0.0, 0.6))
+        process.kill()
+        process.communicate(timeout=60)
+        last = tmp_path / "a" / "checkpoints" / "last"
+        if last.exists():
+            position = load_checkpoint(last, model=bare_objective())
+            assert steps(tmp_path / "a")[-1] - position.step <= 8  # two epochs at the most
+    for ended in (process, whole):
+        _, said = ended.communicate(timeout=120)
+        assert ended.returncode == 0, said
+    books = [[{k: v for k, v in r.items() if k in ("step", "kind", "loss", "grad_norm")}
+              for r in read_records(tmp_path / f)] for f in ("a", "whole")]  # fmt: skip
+    assert len(books[1]) == 120  # 96 steps, 24 validations
+    assert books[0] == books[1]
