@@ -46,23 +46,23 @@ HF_PATCHES = "embeddings.patch_embeddings.projection.weight"
 
 # DINOv2 trains in chunks of blocks: the second number is the block's.
 TIMM = {r"blocks\.\d+\.(\d+)\.": r"blocks.\1."}
+# Files say ``encoder.layer.0.attention.attention.query``; the state dicts of transformers 5 say
+# ``layers.0.attention.q_proj``.
+BLOCK = r"(?:encoder\.layer|layers)\.(\d+)\."
 HF = {
     r"embeddings\.(cls_token|mask_token)$": r"\1",
     r"embeddings\.position_embeddings$": "pos_embed",
     r"embeddings\.patch_embeddings\.projection\.": "patch_embed.proj.",
-    r"encoder\.layer\.(\d+)\.attention\.attention\.query\.": r"blocks.\1.attn.q.",
-    r"encoder\.layer\.(\d+)\.attention\.attention\.key\.": r"blocks.\1.attn.k.",
-    r"encoder\.layer\.(\d+)\.attention\.attention\.value\.": r"blocks.\1.attn.v.",
-    r"encoder\.layer\.(\d+)\.attention\.output\.dense\.": r"blocks.\1.attn.proj.",
     r"layernorm\.": "norm.",
-    # Dinov2Model
-    r"encoder\.layer\.(\d+)\.(norm1|norm2|mlp\.fc1|mlp\.fc2)\.": r"blocks.\1.\2.",
-    r"encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1$": r"blocks.\1.ls\2.gamma",
-    # ViTModel, ViTMAEModel
-    r"encoder\.layer\.(\d+)\.layernorm_before\.": r"blocks.\1.norm1.",
-    r"encoder\.layer\.(\d+)\.layernorm_after\.": r"blocks.\1.norm2.",
-    r"encoder\.layer\.(\d+)\.intermediate\.dense\.": r"blocks.\1.mlp.fc1.",
-    r"encoder\.layer\.(\d+)\.output\.dense\.": r"blocks.\1.mlp.fc2.",
+    BLOCK + r"attention\.(?:attention\.query|q_proj)\.": r"blocks.\1.attn.q.",
+    BLOCK + r"attention\.(?:attention\.key|k_proj)\.": r"blocks.\1.attn.k.",
+    BLOCK + r"attention\.(?:attention\.value|v_proj)\.": r"blocks.\1.attn.v.",
+    BLOCK + r"attention\.(?:output\.dense|o_proj)\.": r"blocks.\1.attn.proj.",
+    BLOCK + r"(?:norm1|layernorm_before)\.": r"blocks.\1.norm1.",
+    BLOCK + r"(?:norm2|layernorm_after)\.": r"blocks.\1.norm2.",
+    BLOCK + r"(?:mlp\.fc1|intermediate\.dense)\.": r"blocks.\1.mlp.fc1.",
+    BLOCK + r"(?:mlp\.fc2|output\.dense)\.": r"blocks.\1.mlp.fc2.",
+    BLOCK + r"layer_scale([12])\.lambda1$": r"blocks.\1.ls\2.gamma",
 }
 # Parts of other encoders, by the names they go by, that ours has nothing to put in place of.
 UNLIKE = {
@@ -210,6 +210,13 @@ def _refuse_unlike(names: Mapping[str, Tensor], config: Mapping[str, Any], path:
         if found := [name for name in names if re.search(pattern, name)]:
             raise SpcxrError(
                 f"{path}: has {what} ({found[0]}), which this encoder does not compute; choose a "
+                "plain ViT's weights"
+            )
+    for name, second in names.items():
+        first = names.get(name.replace("mlp.fc2.weight", "mlp.fc1.weight"), second)
+        if name.endswith("mlp.fc2.weight") and first.shape[:1] != second.shape[1:2]:
+            raise SpcxrError(
+                f"{path}: has a gated MLP ({name}), which this encoder does not compute; choose a "
                 "plain ViT's weights"
             )
     if config.get("hidden_act", "gelu") != "gelu":
