@@ -132,13 +132,13 @@ def read_foreign(path: Path) -> Weights:
     """
     if path.is_dir():
         path = _weights_in(path)
-    config = _config_beside(path.parent)
     tensors, said = _unwrap(read_checkpoint(path), path)
     prefix, note = _prefix(tensors, path)
     inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     aside = [k for k in tensors if not k.startswith(prefix)]
-    _refuse_unlike(inside, config, path)
     table = HF if HF_PATCHES in inside else TIMM
+    config = _config_beside(path.parent) if table is HF else {}
+    _refuse_unlike(inside, config, path)
     state = {_renamed(name, table): tensor for name, tensor in inside.items()}
     if len(state) != len(inside):
         raise SpcxrError(f"{path}: several tensors would bear one name; save one encoder alone")
