@@ -141,6 +141,23 @@ def test_a_label_of_one_value_is_left_out(make_store):
     assert Probe(make_store(one)).labels == ("nodule",)
 
 
+def test_a_label_of_one_value_in_training_is_left_out(make_store):
+    def both(there):
+        held_out = [str(int(t)) if i % 4 > 1 else "0" for i, t in enumerate(there)]
+        return {"nodule": [str(int(t)) for t in there], "new": held_out}
+
+    assert Probe(make_store(both)).labels == ("nodule",)
+
+
+def test_uncertain_and_unasked_rows_are_unknown(make_store):
+    made = Probe(make_store(findings))
+    assert np.isnan(made.values[[0, 2, 1, 3], [0, 0, 1, 1]]).all()
+    assert np.isnan(made.values).sum() == 4
+    three = {"label": ["abc"[i // 4 % 3] for i in range(64)]}
+    chosen = Probe(make_store(three, name="three"), labels=("a", "b"))
+    assert not np.isin(chosen.train // 4 % 3, 2).any()  # no row of class c, which is neither
+
+
 # --- what is left alone --------------------------------------------------------------------------
 
 
