@@ -77,6 +77,23 @@ class ClassificationHead(nn.Module):
         return self.fc((self.features(tokens) - self.mean) / self.deviation)
 
 
+class Features(nn.Module):
+    """What a head or a probe reads: images ``[B, C, H, W]`` -> concat(cls, mean patch) ``[B, 2D]``.
+
+    >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=2, heads=3)
+    >>> Features(encoder)(torch.zeros(2, 1, 32, 32)).shape
+    torch.Size([2, 48])
+    """
+
+    def __init__(self, encoder: VisionTransformer) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[B, C, H, W]`` -> ``[B, 2D]``, not standardised."""
+        return ClassificationHead.features(self.encoder.forward_features(images))
+
+
 class Classifier(nn.Module):
     """Encoder and classification head: images ``[B, C, H, W]`` -> logits ``[B, K]``.
 

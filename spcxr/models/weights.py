@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -12,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spcxr import __version__
 from spcxr.errors import SpcxrError
-from spcxr.models.positions import resize_positions
+from spcxr.models.foreign import Weights, is_foreign, read_foreign
+from spcxr.models.positions import assumed_grid, lack_cls_position, resize_positions
 from spcxr.models.vit import VIT_SIZES, VisionTransformer
+from spcxr.models.weight_files import read_tensors
 
-# What a foreign file may hold beside the encoder without changing the encoder's output.
-BESIDE_ENCODER = ("head.", "head_dist.", "fc_norm.", "pre_logits.", "decoder", "mask_token")
 PATCH_WEIGHT, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 
 
@@ -197,17 +197,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise SpcxrError(f"{path}: not there; give a run, a model folder or a .safetensors file")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise SpcxrError(f"{path}: not a whole safetensors file ({error}); copy it again") from (
-            error
-        )
-
-
 def _model_folder(path: Path) -> Path:
     """The model folder that ``path`` (a run or the folder itself) means."""
     for folder in (path, path / "model"):
@@ -262,12 +251,14 @@ def load_model_folder(path: str | Path) -> LoadedModel:
     head = folder / "head.safetensors"
     if (config.get("task") is not None) != head.is_file():
         raise SpcxrError(f"{folder}: task and head.safetensors go together; export it again")
-    return LoadedModel(encoder.eval(), config, _read_tensors(head) if head.is_file() else None)
+    return LoadedModel(encoder.eval(), config, read_tensors(head) if head.is_file() else None)
 
 
 def load_encoder_weights(encoder: VisionTransformer, path: str | Path) -> LoadReport:
-    """Fill ``encoder`` from a run, a model folder or a ``.safetensors`` file with timm's keys.
+    """Fill ``encoder`` from a run, a model folder, or weights of another library's making.
 
+    Those are files (`weight_files.SUFFIXES`) and folders of timm, DINO, DINOv2, MAE, medical_mae,
+    or Hugging Face's ViT and Dinov2 (RAD-DINO); their names become ours as `models.foreign` says.
     The channels of the first layer are converted (3 -> 1 by the sum of the filters, 1 -> 3 by a
     third of the filter: the same answer to a grey image given thrice) and the positions resampled
     to the encoder's grid. Everything else must match: a part of the encoder without weights, or
@@ -280,27 +271,37 @@ def load_encoder_weights(encoder: VisionTransformer, path: str | Path) -> LoadRe
     Raises
     ------
     SpcxrError
-        a torn file, names or shapes that do not match, values that are not finite.
+        a file that cannot be read or holds code, names or shapes that do not match, an encoder
+        that computes something else, values that are not finite.
     """
     path = Path(path)
-    grid = None
-    if path.is_dir():
-        folder = _model_folder(path)
-        source = _encoder_from(_read_json(folder / "config.json"), folder / "config.json")
-        grid, path = source.grid, folder / "model.safetensors"
-    elif path.suffix != ".safetensors":
-        raise SpcxrError(f"{path}: give a run, a model folder or a .safetensors file")
-    state, wanted = _read_tensors(path), encoder.state_dict()
-    converted = _convert(state, encoder, grid, path)
+    found, wanted = _weights_at(path), encoder.state_dict()
+    if found.heads not in (None, encoder.heads):
+        raise SpcxrError(
+            f"{path}: attends with {found.heads} heads, this encoder with {encoder.heads}; choose "
+            "the --model that it was trained as"
+        )
+    state = found.state
+    converted = (*found.converted, *_convert(state, encoder, found.grid, path))
     report = LoadReport(
         matched=tuple(k for k in wanted if k in state and state[k].shape == wanted[k].shape),
         missing=tuple(k for k in wanted if k not in state),
-        unexpected=tuple(k for k in state if k not in wanted),
+        unexpected=(*found.aside, *(k for k in state if k not in wanted)),
         converted=converted,
     )
-    _refuse_misfits(report, state, wanted, path)
+    _refuse_misfits(report, state, encoder, path)
     encoder.load_state_dict({k: state[k] for k in wanted})
     return report
+
+
+def _weights_at(path: Path) -> Weights:
+    """The encoder's tensors of another library, or of one of our own folders as they are."""
+    if is_foreign(path):
+        return read_foreign(path)
+    folder = _model_folder(path)
+    source = _encoder_from(_read_json(folder / "config.json"), folder / "config.json")
+    state = read_tensors(folder / "model.safetensors")
+    return Weights(state, heads=source.heads, grid=source.grid)
 
 
 def _convert(
@@ -317,7 +318,10 @@ def _convert(
         done.append(f"{PATCH_WEIGHT}: {filters.shape[1]} -> {encoder.channels} channels")
     positions = state.get(POSITIONS)
     if positions is not None and positions.ndim == 3:
-        source = grid or _assumed_grid(positions.shape[1] - 1, encoder.grid, path)
+        if grid is None and lack_cls_position(positions.shape[1], encoder.grid):
+            positions = state[POSITIONS] = F.pad(positions, (0, 0, 1, 0))
+            done.append(f"{POSITIONS}: a zero for the cls token, which had no position")
+        source = grid or assumed_grid(positions.shape[1] - 1, encoder.grid, path)
         if source != encoder.grid:
             state[POSITIONS] = resize_positions(positions, source, encoder.grid)
             done.append(f"{POSITIONS}: {source[0]}x{source[1]} -> %dx%d patches" % encoder.grid)
@@ -343,35 +347,44 @@ def convert_channels(filters: Tensor, channels: int) -> Tensor:
     raise SpcxrError(f"weights of {pair[0]} channels for an encoder of {pair[1]}; only 1 and 3 mix")
 
 
-def _assumed_grid(count: int, wanted: tuple[int, int], path: Path) -> tuple[int, int]:
-    """A bare file does not say its grid: as many patches as wanted, or a square."""
-    if count == wanted[0] * wanted[1]:
-        return wanted
-    side = math.isqrt(max(count, 0))
-    if side * side != count:
-        raise SpcxrError(
-            f"{path}: {count} positions are no square grid and not the {wanted[0]}x{wanted[1]} "
-            "wanted; give the model folder, whose config.json says the grid"
-        )
-    return (side, side)
-
-
 def _refuse_misfits(
-    report: LoadReport, state: dict[str, Tensor], wanted: dict[str, Tensor], path: Path
+    report: LoadReport, state: dict[str, Tensor], encoder: VisionTransformer, path: Path
 ) -> None:
     """Raise unless each tensor of the encoder is there, fits and is finite, and none is left."""
+    wanted = encoder.state_dict()
     misfits = [
         f"{k} {list(state[k].shape)} for {list(wanted[k].shape)}"
         for k in wanted
         if k in state and state[k].shape != wanted[k].shape
     ]
-    foreign = tuple(k for k in report.unexpected if not k.startswith(BESIDE_ENCODER))
+    foreign = tuple(k for k in state if k not in wanted)
     if report.missing or misfits or foreign:
         raise SpcxrError(
             f"{path}: not the weights of this encoder: missing {_listed(report.missing)}; "
             f"unexpected {_listed(foreign)}; other shape {_listed(tuple(misfits))}; matched "
-            f"{len(report.matched)} of {len(wanted)}; check the model's size and patch_px"
+            f"{len(report.matched)} of {len(wanted)}; {_remedy(report, state, encoder)}"
         )
     broken = tuple(k for k in wanted if not bool(torch.isfinite(state[k]).all()))
     if broken:
         raise SpcxrError(f"{path}: values that are not finite in {_listed(broken)}; retrain it")
+
+
+def _remedy(report: LoadReport, state: dict[str, Tensor], encoder: VisionTransformer) -> str:
+    """Which of our sizes the tensors are, if any, and the flags that choose it."""
+    filters = state.get(PATCH_WEIGHT, torch.empty(0))
+    depth = len({k.split(".")[1] for k in state if k.startswith("blocks.")})
+    named = [
+        n for n, s in VIT_SIZES.items() if filters.ndim == 4 and s[:2] == (len(filters), depth)
+    ]
+    if any(k.startswith("norm.") for k in report.missing) and any(
+        k.startswith("fc_norm.") for k in report.unexpected
+    ):
+        return (
+            "it was fine-tuned on pooled patches and lost its final norm: give the pretrained one"
+        )
+    if not named:
+        return "check the model's size and patch_px"
+    patch_px = filters.shape[2]
+    if (len(filters), depth, patch_px) == (encoder.width, encoder.depth, encoder.patch_px):
+        return "its size is the right one, its build another: choose a plain ViT's weights"
+    return f"this file is a {named[0]}/{patch_px}: choose --model {named[0]} --patch-px {patch_px}"

@@ -21,8 +21,7 @@ from spcxr.errors import SpcxrError
 from spcxr.evaluate.metrics import auroc, by_class
 from spcxr.evaluate.summary import ClassSummary, summarise_classes
 from spcxr.infer.predict import predict_classes, probabilities
-from spcxr.models.heads import ClassificationHead, Classifier
-from spcxr.models.vit import VisionTransformer
+from spcxr.models.heads import ClassificationHead, Classifier, Features
 from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of, take_fraction
 from spcxr.recipes.fitting import Course, export, fit, set_out, write_results
 from spcxr.recipes.targets import (
@@ -198,22 +197,11 @@ def build(
     return course, Classification(course, cohort, weight)
 
 
-class _Features(nn.Module):
-    """What the head standardises: images -> ``[B, 2D]``."""
-
-    def __init__(self, encoder: VisionTransformer) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Tensor) -> Tensor:
-        return ClassificationHead.features(self.encoder.forward_features(images))
-
-
 def _standardise(head: ClassificationHead, course: Course) -> None:
     """By the features of up to `STANDARDISED_ON` training images, spread over all of them."""
     places = np.linspace(0, len(course.rows) - 1, min(len(course.rows), STANDARDISED_ON))
     rows, start = course.rows[places.astype(np.int64)], course.start
-    model = _Features(start.encoder)
+    model = Features(start.encoder)
     found = predict_classes(model, start.store, rows, start.normalisation, course.compute)
     head.standardise(torch.from_numpy(found))
 

@@ -13,6 +13,7 @@ from spcxr.config import Config, ConfigError, setting
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.infer.predict import Normalisation
+from spcxr.models.foreign import is_foreign
 from spcxr.models.vit import VIT_SIZES, VisionTransformer, build_vit
 from spcxr.models.weights import load_encoder_weights, load_model_folder
 from spcxr.recipes.images import open_images
@@ -34,7 +35,9 @@ class FinetuneConfig(Config):
     """
 
     data: str = setting(help="store, manifest CSV or image folder")
-    init: str = setting(help="run, model folder or .safetensors to start from, or 'scratch'")
+    init: str = setting(
+        help="run, model folder or weights (.safetensors, .pth) to start from, or 'scratch'"
+    )
     out: str = setting(help="run folder to write")
     model: str | None = setting(
         None, "encoder for scratch or a bare file: vit_small if not given", choices=tuple(VIT_SIZES)
@@ -189,7 +192,7 @@ def begin(config: FinetuneConfig, folder: Path) -> Start:
     """Open the images (prepare them into ``RUN/store`` if need be) and build the encoder.
 
     An init brings its size, its patches, its preprocessing and the mean and std its pixels were
-    normalised by; a bare ``.safetensors`` file brings weights only, and ``scratch`` nothing.
+    normalised by; weights of another library bring nothing else, and ``scratch`` nothing at all.
 
     Raises
     ------
@@ -198,7 +201,7 @@ def begin(config: FinetuneConfig, folder: Path) -> Start:
         named by ``--model`` or ``--patch-px``.
     """
     torch.manual_seed(config.seed)
-    if config.init == SCRATCH or config.init.endswith(".safetensors"):
+    if config.init == SCRATCH or is_foreign(config.init):
         return _begin_plain(config, folder)
     found = load_model_folder(config.init)
     given, wanted = found.encoder, found.config["preprocess"]

@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, TensorBoard, train.log, and one progress bar."""
+"""What a run says: metrics.jsonl, TensorBoard, trackers, train.log, and one progress bar."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from spcxr.train.trackers import Tracker
 
 logger = logging.getLogger("spcxr")
 
@@ -37,6 +39,8 @@ class Journal:
         steps behind us: 0 for a fresh run.
     images_done, images_total
         of the whole run, for the bar and its estimate of the time left.
+    trackers
+        told each record too, and closed with the journal (`open_trackers`).
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
@@ -54,8 +58,9 @@ class Journal:
         images_done: int,
         images_total: int,
         quiet: bool = False,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        self.folder = folder
+        self.folder, self._trackers = folder, trackers
         self._file = folder / "metrics.jsonl"
         cut_records(self._file, step)
         self._records = self._file.open("a")
@@ -92,6 +97,8 @@ class Journal:
         self._bar.close()
         self._records.close()
         self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
@@ -107,6 +114,8 @@ class Journal:
         self._records.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
+        for tracker in self._trackers:
+            tracker.log(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def advance(self, images: int, shown: Mapping[str, float]) -> None:
         """Move the bar on by ``images`` and show these figures beside it."""

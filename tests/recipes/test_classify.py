@@ -194,6 +194,12 @@ def test_from_scratch_and_from_a_bare_file(make_store, tmp_path):
     bare = folder / "model" / "model.safetensors"
     again = run(config(store, bare, tmp_path / "bare", image_px=64, **settings))
     assert load_model_folder(again).encoder.image_px == (64, 64)
+    mae = {"model": trained.model.encoder.state_dict(), "epoch": 800}
+    torch.save(mae, tmp_path / "mae.pth")
+    third = run(config(store, tmp_path / "mae.pth", tmp_path / "third", **settings))
+    assert "mae.pth, normalised by the store's mean and std: matched 150, missing none" in (
+        (third / "train.log").read_text()
+    )
 
 
 def write_table(folder):
