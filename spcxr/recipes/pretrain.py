@@ -22,26 +22,27 @@ from spcxr import __version__
 from spcxr.config import to_dict
 from spcxr.data.store import Store
 from spcxr.evaluate.report import PHANTOMS
-from spcxr.models.vit import VisionTransformer
-from spcxr.models.weights import save_model_folder
+from spcxr.models.foreign import is_foreign
+from spcxr.models.weights import load_model_folder, save_model_folder
 from spcxr.objectives.objective import View
 from spcxr.objectives.table import OBJECTIVES
 from spcxr.recipes import views
 from spcxr.recipes.images import any_drawn, open_images
 from spcxr.recipes.pretrain_config import PretrainConfig
-from spcxr.recipes.pretrain_start import Training, build, build_encoder, go_on
-from spcxr.recipes.pretrain_watch import picture, validate
+from spcxr.recipes.pretrain_start import Training, build, go_on, whole_encoder
+from spcxr.recipes.pretrain_watch import picture, probe, validate
 from spcxr.train.batches import Rows, prefetch
 from spcxr.train.checkpoint import Checkpoints, Position
 from spcxr.train.device import autocast, memory_mib, pick_precision, why_not_bf16
 from spcxr.train.distributed import World, join_world
 from spcxr.train.guard import note_bad_step, refuse_endless_bad_steps
 from spcxr.train.interrupt import Signals, watch_signals
-from spcxr.train.journal import Journal, open_journal
+from spcxr.train.journal import Journal, Silent
 from spcxr.train.model_card import write_model_card
 from spcxr.train.optim import Step, set_rates, take_step
-from spcxr.train.parallel import syncing, whole
+from spcxr.train.parallel import syncing
 from spcxr.train.run_folder import FREE, open_run
+from spcxr.train.trackers import open_trackers
 
 
 def run(config: PretrainConfig) -> Path:
@@ -62,13 +63,7 @@ def run(config: PretrainConfig) -> Path:
         kept = config.keep_every_epochs * training.epoch_steps
         checkpoints = Checkpoints(folder, last=config.keep_last, every=kept, writes=world.first)
         position = go_on(training, checkpoints)
-        books = open_journal(
-            folder if world.first else None,
-            step=position.step,
-            images_done=round(position.step / training.epoch_steps * training.epoch_images),
-            images_total=config.epochs * training.epoch_images,
-        )
-        with books as journal, watch_signals() as signals:
+        with open_books(training, position) as journal, watch_signals() as signals:
             introduce(training, position, journal)
             precision = pick_precision(config.precision, world.device)
             learn(Loop(training, precision, checkpoints, journal, signals), position)
@@ -96,8 +91,29 @@ def images_of(world: World, config: PretrainConfig, folder: Path) -> Store:
     """The store to learn from; one that has to be prepared is prepared by rank 0."""
     # A margin over the input, so that crops are seldom magnified: 256 for 224.
     size_px = round(max(config.size) * 8 / 7)
-    made = world.once(lambda: str(open_images(config.data, folder / "store", size_px=size_px).path))
-    return Store.open(made)
+
+    def made() -> str:
+        # Weights of ours know which grey levels they have seen.
+        place, init, wanted = folder / "store", config.init or "", None
+        if init and not is_foreign(init):
+            wanted = load_model_folder(init).config["preprocess"]
+        return str(open_images(config.data, place, size_px=size_px, wanted=wanted, init=init).path)
+
+    return Store.open(world.once(made))
+
+
+def open_books(training: Training, position: Position) -> Journal:
+    """The journal of the run, with its trackers; silent ones on all ranks but the first."""
+    config = training.config
+    if not training.world.first:
+        return Silent()
+    return Journal(
+        training.folder,
+        step=position.step,
+        images_done=round(position.step / training.epoch_steps * training.epoch_images),
+        images_total=config.epochs * training.epoch_images,
+        trackers=open_trackers(config.track, training.folder, to_dict(config)),
+    )
 
 
 # --- learn ----------------------------------------------------------------------------------
@@ -133,6 +149,8 @@ def learn(loop: Loop, position: Position) -> None:
         last = position.step == training.total_steps
         if not inside:
             position = validate(loop, position)
+            if training.probe and (epoch % config.probe_every == 0 or last):
+                probe(loop, epoch)
             if config.sample_every and (epoch % config.sample_every == 0 or last):
                 picture(loop, epoch)
         best = position.best_step == position.step
@@ -286,18 +304,10 @@ def introduce(training: Training, position: Position, journal: Journal) -> None:
         journal.say(f"the store's images of {size} px are magnified to {pixels(config)} px")
     if why := why_not_bf16(config.precision, world.device):
         journal.say(why)
-    if config.init and not position.step:
-        journal.say(f"encoder from {config.init}")
+    if training.origin and not position.step:
+        journal.say(training.origin)
     if position.step:
         journal.say(f"going on after step {position.step} of {training.total_steps}")
-
-
-def whole_encoder(training: Training) -> VisionTransformer:
-    """The encoder by itself, with weights that were shared out brought together, by every rank."""
-    state = training.objective.encoder.state_dict()
-    encoder = build_encoder(training.config)
-    encoder.load_state_dict({name: whole(value) for name, value in state.items()})
-    return encoder
 
 
 def export(training: Training) -> None:

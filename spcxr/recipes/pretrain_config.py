@@ -11,10 +11,10 @@ from spcxr.objectives.corruption import FILLS, Corruption
 from spcxr.objectives.table import OBJECTIVES
 from spcxr.ops.group_mask import PLACEMENTS
 from spcxr.recipes.views import ViewLaw
+from spcxr.train.trackers import TRACKERS
 
 SWITCH = ("auto", "on", "off")
 PARALLEL = ("auto", "ddp", "fsdp")
-TRACKERS = ("mlflow", "wandb")
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,15 @@ class PretrainConfig(Config):
     flip_p: float = setting(0.5, "probability of a mirror image", low=0.0, high=1.0)
     normalise_patches: bool = setting(False, "mae: a patch's own mean and deviation as target")
     sample_every: int = setting(10, "epochs between pictures in samples/, 0 for none", low=0)
-    probe: str | None = setting(None, "labelled store: k-NN and linear probe on frozen features")
+    probe: str | None = setting(None, "labelled store for k-NN and a linear probe of the encoder")
     probe_every: int = setting(10, "epochs between probes", low=1)
     save_every_epochs: int = setting(1, "epochs between checkpoints", low=1)
     save_every_s: float = setting(600.0, "longest time between checkpoints", low=1.0)
     keep_last: int = setting(1, "checkpoints to keep beside the best", low=1)
     keep_every_epochs: int = setting(0, "and one each so many epochs, 0 for none", low=0)
-    track: tuple[str, ...] = setting((), "also log to: " + ", ".join(TRACKERS), choices=TRACKERS)
+    track: tuple[str, ...] = setting(
+        (), "also log to: " + ", ".join(TRACKERS), choices=tuple(TRACKERS)
+    )
     seed: int = setting(0, "of weights, order, crops, masks and noise", low=0)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     precision: str = setting("auto", "bf16 where it is fast, or", choices=("auto", "bf16", "fp32"))

@@ -16,14 +16,16 @@ from spcxr.models.vit import VIT_SIZES, VisionTransformer, build_vit
 from spcxr.models.weights import load_encoder_weights
 from spcxr.objectives.objective import Objective, Progress
 from spcxr.objectives.table import OBJECTIVES
+from spcxr.recipes.images import refuse_other_preprocess
 from spcxr.recipes.pretrain_config import PretrainConfig
+from spcxr.recipes.probe import Probe
 from spcxr.recipes.views import ViewLaw
 from spcxr.train.batches import Rows
 from spcxr.train.checkpoint import Checkpoints, Position
 from spcxr.train.distributed import World
 from spcxr.train.optim import build_adamw
 from spcxr.train.order import Order
-from spcxr.train.parallel import spread
+from spcxr.train.parallel import spread, whole
 from spcxr.train.schedule import cosine
 
 MOST_VALIDATED = 512  # held-out images an epoch's loss is taken over: a figure, not a study
@@ -46,6 +48,8 @@ class Training:
     objective: Objective
     stepped: nn.Module
     optimizer: torch.optim.Optimizer
+    probe: Probe | None = None
+    origin: str = ""  # of the weights, in words
 
     @property
     def epoch_steps(self) -> int:
@@ -134,6 +138,15 @@ def weigh_sites(config: PretrainConfig, store: Store, rows: Rows) -> Order:
         raise SpcxrError(f"{store.path}: --site-{error}") from error
 
 
+def probe_of(config: PretrainConfig, store: Store) -> Probe | None:
+    """What probes the encoder between epochs, on a store prepared like the one to learn from."""
+    if not config.probe:
+        return None
+    labelled = Store.open(config.probe)
+    refuse_other_preprocess(labelled, store.preprocess.to_dict(), config.data)
+    return Probe(labelled)
+
+
 def build_encoder(config: PretrainConfig) -> VisionTransformer:
     """The encoder that the settings ask for, with weights drawn from torch's generator."""
     return build_vit(
@@ -143,6 +156,14 @@ def build_encoder(config: PretrainConfig) -> VisionTransformer:
         channels=config.channels,
         drop_path=config.drop_path,
     )
+
+
+def whole_encoder(training: Training) -> VisionTransformer:
+    """The encoder by itself, with weights that were shared out brought together, by every rank."""
+    state = training.objective.encoder.state_dict()
+    encoder = build_encoder(training.config)
+    encoder.load_state_dict({name: whole(value) for name, value in state.items()})
+    return encoder
 
 
 def build(config: PretrainConfig, folder: Path, store: Store, world: World) -> Training:
@@ -157,8 +178,9 @@ def build(config: PretrainConfig, folder: Path, store: Store, world: World) -> T
     config.part(world.size)  # refuses a step that does not divide
     torch.manual_seed(config.seed)
     encoder = build_encoder(config)
+    origin = ""
     if config.init and not Checkpoints(folder).begun:
-        load_encoder_weights(encoder, config.init)
+        origin = f"encoder from {config.init}: {load_encoder_weights(encoder, config.init)}"
     encoder.recompute = config.recompute
     objective = OBJECTIVES[config.objective].build(encoder, **config.options).to(world.device)
     if config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda"):
@@ -179,6 +201,8 @@ def build(config: PretrainConfig, folder: Path, store: Store, world: World) -> T
         objective,
         stepped,
         build_adamw(objective),
+        probe_of(config, store),
+        origin,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a pretraining looks at between epochs: the held-out loss, pictures."""
+"""What a pretraining looks at between epochs: the held-out loss, a probe, pictures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from spcxr.infer.predict import Normalisation
 from spcxr.ops.masked_patch_gather import masked_patch_gather
 from spcxr.ops.patches import unpatchify
 from spcxr.ops.views import pixel_mask
 from spcxr.recipes import views
+from spcxr.recipes.pretrain_start import whole_encoder
 from spcxr.train.checkpoint import Position
-from spcxr.train.device import autocast
+from spcxr.train.device import Compute, autocast
 from spcxr.train.samples import save_grid
 
 if TYPE_CHECKING:
@@ -49,6 +51,22 @@ def validate(loop: Loop, position: Position) -> Position:
     if position.best is None or loss_value < position.best:
         return replace(position, best=loss_value, best_step=position.step)
     return position
+
+
+def probe(loop: Loop, epoch: int) -> None:
+    """How much the frozen encoder knows of the labels of another store."""
+    training, config = loop.training, loop.training.config
+    encoder = whole_encoder(training).to(training.world.device)
+    if not training.world.first or training.probe is None:
+        return  # it took part in bringing the weights together
+    store = training.store
+    compute = Compute(AT_ONCE, training.world.device, loop.precision)
+    found = training.probe(encoder, Normalisation(store.mean, store.std), compute)
+    loop.journal.record("probe", epoch * training.epoch_steps, {**found, "epoch": epoch})
+    loop.journal.say(
+        f"epoch {epoch} of {config.epochs}: AUROC of frozen features over {found['labels']} "
+        f"labels: k-NN {found['knn_auroc']:.3f}, linear {found['linear_auroc']:.3f}"
+    )
 
 
 @torch.no_grad()

@@ -146,13 +146,6 @@ class Silent(Journal):
         """Nothing."""
 
 
-def open_journal(folder: Path | None, *, step: int, images_done: int, images_total: int) -> Journal:
-    """The books of a run; without a folder silent ones."""
-    if folder is None:
-        return Silent()
-    return Journal(folder, step=step, images_done=images_done, images_total=images_total)
-
-
 def cut_records(file: Path, step: int) -> None:
     """Remove the records after ``step``, and a last line that was cut short."""
     if not file.is_file():

@@ -5,11 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from spcxr.data.manifest import Manifest
+from spcxr.data.presets import Preprocess
+from spcxr.data.store import StoreWriter
 from spcxr.errors import SpcxrError
+from spcxr.models import vit
 from spcxr.recipes import pretrain_start
+from spcxr.recipes.pretrain import run
 from spcxr.recipes.pretrain_config import PretrainConfig
 from spcxr.train.distributed import World
+from spcxr.train.journal import read_records
 
 
 def settings(store, out, **changes):
@@ -117,3 +124,60 @@ def test_weights_of_sites_that_cannot_be(make_store, tmp_path, weights, said):
     config = settings(store.path, tmp_path, site_weights=weights)
     with pytest.raises(SpcxrError, match=said):
         pretrain_start.weigh_sites(config, store, np.arange(64))
+
+
+# --- probe, weights to start from -----------------------------------------------------------
+
+
+@pytest.fixture
+def small_encoder(monkeypatch):
+    monkeypatch.setitem(vit.VIT_SIZES, "vit_tiny", vit.ViTSize(24, 4, 3))
+
+
+def test_a_probe_is_noted_and_changes_nothing(make_store, tmp_path, small_encoder):
+    store = make_store(lambda there: {"square": ["1" if t else "0" for t in there]})
+    plain = {"batch_size": 8, "epochs": 4, "precision": "fp32", "sample_every": 0}
+    quiet = run(settings(store.path, tmp_path / "quiet", **plain))
+    probed = run(
+        settings(store.path, tmp_path / "a", **plain, probe=str(store.path), probe_every=3)
+    )
+    found = [r for r in read_records(probed) if r["kind"] == "probe"]
+    assert [r["epoch"] for r in found] == [3, 4]
+    assert all(0.0 <= r["knn_auroc"] <= 1.0 and r["linear_auroc"] > 0.5 for r in found)
+    states = [load_file(f / "model/model.safetensors") for f in (quiet, probed)]
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+    assert "AUROC of frozen features over 1 labels" in (probed / "train.log").read_text()
+
+
+def test_a_probe_that_cannot_be_is_refused_before_training(make_store, tmp_path, small_encoder):
+    store = make_store()
+    with pytest.raises(SpcxrError, match="no label columns to probe with"):
+        run(settings(store.path, tmp_path / "a", probe=str(store.path)))
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_became_of_foreign_weights_is_said(make_store, tmp_path, small_encoder):
+    store = make_store()
+    torch.manual_seed(5)
+    state = vit.build_vit("vit_tiny", image_px=48, patch_px=8).state_dict()
+    torch.save({"model": {**state, "mask_token": torch.zeros(1, 1, 24)}}, tmp_path / "mae.pth")
+    config = settings(store.path, tmp_path / "a", init=str(tmp_path / "mae.pth"), epochs=1)
+    folder = run(replace(config, base_lr=0.0, min_lr=0.0, precision="fp32"))
+    said = (folder / "train.log").read_text()
+    assert f"encoder from {tmp_path / 'mae.pth'}: matched {len(state)}, missing none" in said
+    assert "6x6 -> 4x4 patches" in said
+    kept = load_file(folder / "model/model.safetensors")
+    assert torch.equal(kept["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"])
+
+
+def test_weights_of_ours_ask_for_images_prepared_as_theirs(make_store, tmp_path, small_encoder):
+    first = run(settings(make_store().path, tmp_path / "a", epochs=1))
+    images = np.zeros((4, 32, 32), np.uint8)
+    names = [f"{i}.png" for i in range(4)]
+    with StoreWriter(tmp_path / "other", Preprocess(size_px=32, preset="voi")) as writer:
+        for image in images:
+            writer.add(image)
+        columns = {"path": names, "split": ["train"] * 4}
+        other = writer.finish(Manifest.from_columns(columns, root=tmp_path)).path
+    with pytest.raises(SpcxrError, match=r"prepared otherwise than .* \(preset voi, not minmax\)"):
+        run(settings(other, tmp_path / "b", init=str(first)))
