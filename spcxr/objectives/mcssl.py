@@ -67,21 +67,21 @@ class MCSSL(GMML):
         self,
         encoder: VisionTransformer,
         head: ReconstructionHead,
-        prototypes: PrototypeHead,
+        projection: PrototypeHead,
         *,
         reconstruction_weight: float = 1.0,
         teacher_momentum: float = 0.996,
         teacher_temperature: float = 0.07,
     ) -> None:
         super().__init__(encoder, head)
-        self.prototypes = prototypes
-        self.teacher = Teacher(encoder, prototypes)
+        self.projection = projection
+        self.teacher = Teacher(encoder, projection)
         self.reconstruction_weight = reconstruction_weight
         self.first_momentum = self.momentum = teacher_momentum
         self.last_temperature = teacher_temperature
         self.temperature = min(FIRST_TEMPERATURE, teacher_temperature)
         self.frozen = False
-        count = len(prototypes.prototypes)
+        count = len(projection.prototypes)
         self.register_buffer("centres", torch.zeros(2, count))  # of cls, of patches
         # Sums of the teacher's logits in this step, and of how many.
         self.register_buffer("seen", torch.zeros(2, count), persistent=False)
@@ -101,8 +101,8 @@ class MCSSL(GMML):
         taught = self.teacher(together(whole, dtype, clean=True)[0], grid)
         with torch.autocast(tokens.device.type, enabled=False):
             cls_aims, patch_aims = self._aims(taught.float())
-            cls_logits = self.prototypes(torch.cat(cls).float()) / STUDENT_TEMPERATURE
-            patch_logits = self.prototypes(tokens[:, 1:].float()) / STUDENT_TEMPERATURE
+            cls_logits = self.projection(torch.cat(cls).float()) / STUDENT_TEMPERATURE
+            patch_logits = self.projection(tokens[:, 1:].float()) / STUDENT_TEMPERATURE
             cls_loss = between_views(cls_logits.unflatten(0, (len(views), -1)), cls_aims)
             patch_loss = F.cross_entropy(patch_logits.flatten(0, 1), patch_aims.flatten(0, 1))
         loss = self.reconstruction_weight * mse + cls_loss + patch_loss
@@ -126,7 +126,7 @@ class MCSSL(GMML):
             self.seen += torch.stack([cls.sum(0), patches.sum((0, 1))])
             self.seen_count += self.seen_count.new_tensor([[len(cls)], [patches[..., 0].numel()]])
         aims = [
-            ((said - centre) / self.temperature).softmax(-1)
+            (said - centre).div_(self.temperature).softmax(-1)
             for said, centre in zip((cls, patches), self.centres, strict=True)
         ]
         return aims[0].unflatten(0, (GLOBAL, -1)), aims[1]
@@ -144,12 +144,12 @@ class MCSSL(GMML):
     def end_backward(self) -> None:
         """Prototypes stay where they are in the first epoch."""
         if self.frozen:
-            self.prototypes.prototypes.grad = None
+            self.projection.prototypes.grad = None
 
     @torch.no_grad()
     def end_step(self) -> None:
         """The teacher follows; the centres move to the means of the step on all ranks."""
-        self.teacher.follow(self.encoder, self.prototypes, self.momentum)
+        self.teacher.follow(self.encoder, self.projection, self.momentum)
         seen = sum_over_ranks(torch.cat([self.seen, self.seen_count], 1))
         self.centres.lerp_(seen[:, :-1] / seen[:, -1:], 1.0 - CENTRE_MOMENTUM)
 

@@ -50,8 +50,8 @@ class Teacher(nn.Module):
     def follow(self, encoder: VisionTransformer, head: nn.Module, momentum: float) -> None:
         """Move the weights ``1 - momentum`` of the way to the student's; its buffers are copied."""
         pairs = ((self.encoder, encoder), (self.head, head))
-        own = [p for mine, _ in pairs for p in mine.parameters()]
-        theirs = [p for _, student in pairs for p in student.parameters()]
+        own: list[Tensor] = [p for mine, _ in pairs for p in mine.parameters()]
+        theirs: list[Tensor] = [p for _, student in pairs for p in student.parameters()]
         torch._foreach_lerp_(own, theirs, 1.0 - momentum)
         for mine, student in pairs:
             for kept, seen in zip(mine.buffers(), student.buffers(), strict=True):
