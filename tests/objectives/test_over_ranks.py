@@ -57,7 +57,7 @@ def settings(store, out, objective, **changes):
     return {**base, **changes}
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("objective", ["sit", "mcssl"])
 def test_two_processes_learn_what_one_does(objective, parallel, store, tmp_path, monkeypatch):
     """Losses of training and of held-out images, and all state, at the same global batch."""
