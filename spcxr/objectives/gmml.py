@@ -47,14 +47,22 @@ class GMML(Objective):
         self.head = head
         self.blocks_read = read_blocks(encoder.depth)
 
+    def outputs(
+        self, rows: Tensor, grid: tuple[int, int], survivors: Tensor | None = None
+    ) -> list[Tensor]:
+        """Patch rows ``[B, N, C*P*P]`` -> tokens after the blocks that are read, last one last."""
+        tokens = self.encoder.embed_patches(rows, grid)
+        return self.encoder.outputs_of(tokens, self.blocks_read, survivors=survivors)
+
+    def guess(self, outputs: Sequence[Tensor]) -> Tensor:
+        """`outputs` of corrupted rows -> the head's guess of the clean ones ``[B, N, C*P*P]``."""
+        return self.head(self.encoder.norm(torch.stack(list(outputs)).mean(0)[:, 1:]))
+
     def rebuild(
         self, corrupted: Tensor, grid: tuple[int, int], survivors: Tensor | None = None
     ) -> Tensor:
         """Corrupted patch rows ``[B, N, C*P*P]`` -> the head's guess of the clean ones."""
-        tokens = self.encoder.embed_patches(corrupted, grid)
-        features = self.encoder.outputs_of(tokens, self.blocks_read, survivors=survivors)
-        patches = self.encoder.norm(torch.stack(features).mean(0)[:, 1:])
-        return self.head(patches)
+        return self.guess(self.outputs(corrupted, grid, survivors))
 
     def reconstruct(self, view: View, dtype: torch.dtype = torch.float32) -> Tensor:
         """`rebuild` of a corrupted view, which is made here."""
@@ -65,12 +73,22 @@ class GMML(Objective):
         self, views: Sequence[View], dtype: torch.dtype = torch.float32
     ) -> dict[str, Tensor]:
         """``l1`` of the first view is the loss."""
-        view = views[0]
-        assert view.fill is not None
-        rebuilt = self.reconstruct(view, dtype)
-        l1 = masked_reconstruction_loss(rebuilt, view.views, view.fill.mask, distance="l1")
-        l1 = l1 * view.share
+        rebuilt = self.reconstruct(views[0], dtype)
+        l1 = rebuilding_loss(rebuilt, views[:1], distance="l1")
         return {"loss": l1, "l1": l1.detach().clone()}
+
+
+def rebuilding_loss(rebuilt: Tensor, views: Sequence[View], *, distance: str) -> Tensor:
+    """The mean over corrupted views of their loss on what was hidden, times their shares.
+
+    ``rebuilt [V*B, N, C*P*P]``: the guesses of one view after the other.
+    """
+    total = rebuilt.new_zeros((), dtype=torch.float32)
+    for view, guess in zip(views, rebuilt.chunk(len(views)), strict=True):
+        assert view.fill is not None
+        loss = masked_reconstruction_loss(guess, view.views, view.fill.mask, distance=distance)
+        total = total + loss * view.share
+    return total / len(views)
 
 
 def build_gmml(encoder: VisionTransformer) -> GMML:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spcxr.models.vit import VisionTransformer
+from spcxr.ops.masked_patch_gather import masked_patch_gather
 from spcxr.ops.views import Fill, Views, whole_views
 
 
@@ -102,3 +103,20 @@ def whole_view(pixels: Tensor, fill: Fill | None, *, patch_px: int) -> View:
     (2, 2)
     """
     return View(whole_views(pixels, patch_px=patch_px), fill, None, torch.ones(()))
+
+
+def together(
+    views: Sequence[View], dtype: torch.dtype, *, clean: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Views of one size as one batch, one after the other: patch rows ``[V*B, N, C*P*P]``, and
+    survivors ``[V*B, depth, 2]`` or None.
+
+    ``clean``: as they are before anything hides parts of them.
+
+    >>> views = [whole_view(torch.zeros(2, 1, 32, 32), None, patch_px=16)] * 3
+    >>> together(views, torch.float32)[0].shape
+    torch.Size([6, 4, 256])
+    """
+    rows = [masked_patch_gather(v.views, None if clean else v.fill, dtype=dtype) for v in views]
+    survivors = [v.survivors for v in views if v.survivors is not None]
+    return torch.cat(rows), torch.cat(survivors) if survivors else None

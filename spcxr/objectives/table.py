@@ -9,7 +9,9 @@ from typing import NamedTuple
 from spcxr.objectives.corruption import Corruption
 from spcxr.objectives.gmml import build_gmml
 from spcxr.objectives.mae import build_mae
+from spcxr.objectives.mcssl import build_mcssl
 from spcxr.objectives.objective import Objective
+from spcxr.objectives.sit import build_sit
 
 
 class Entry(NamedTuple):
@@ -34,7 +36,16 @@ def _whole_patches(asked: Corruption) -> Corruption:
     return replace(asked, alien_ratio=0.0, fills=("zeros",), align_patches=True)
 
 
+_TAUGHT = ("reconstruction_weight", "teacher_momentum")
+
 OBJECTIVES = {
     "gmml": Entry(build_gmml),
+    "sit": Entry(build_sit, options=_TAUGHT, corrupted=2, compares=True),
+    "mcssl": Entry(
+        build_mcssl,
+        options=(*_TAUGHT, "teacher_temperature", "prototypes"),
+        corrupted=2,
+        local=True,
+    ),
     "mae": Entry(build_mae, options=("normalise_patches",), hides=_whole_patches),
 }

@@ -59,6 +59,15 @@ class PretrainConfig(Config):
     crop_scale: tuple[float, float] = setting((0.5, 1.0), "share of the image's area seen")
     flip_p: float = setting(0.5, "probability of a mirror image", low=0.0, high=1.0)
     normalise_patches: bool = setting(False, "mae: a patch's own mean and deviation as target")
+    reconstruction_weight: float = setting(
+        1.0, "sit, mcssl: of rebuilding; sit 5 on few images", low=0.0
+    )
+    teacher_momentum: float = setting(
+        0.996, "sit, mcssl: of the teacher at the start, 1 at the end", low=0.0, high=1.0
+    )
+    teacher_temperature: float = setting(0.07, "mcssl: after 30 epochs, .04 at first", low=0.01)
+    prototypes: int = setting(8192, "mcssl: what images and patches are sorted into", low=2)
+    local_views: int = setting(8, "mcssl: small clean views of an image", low=0)
     sample_every: int = setting(10, "epochs between pictures in samples/, 0 for none", low=0)
     probe: str | None = setting(None, "labelled store for k-NN and a linear probe of the encoder")
     probe_every: int = setting(10, "epochs between probes", low=1)
@@ -114,6 +123,12 @@ class PretrainConfig(Config):
         """Height and width of the encoder's input."""
         return self.image_px[0], self.image_px[-1]
 
+    @property
+    def local_size(self) -> tuple[int, int]:
+        """Height and width of small views: 96 of 224 px, in whole patches."""
+        patches = [max(round(side * 96 / 224 / self.patch_px), 1) for side in self.size]
+        return patches[0] * self.patch_px, patches[1] * self.patch_px
+
     def part(self, processes: int) -> int:
         """Images of a step that one of so many processes takes at a time.
 
@@ -152,6 +167,8 @@ class PretrainConfig(Config):
             drop_rates=drop_rates,
             seed=self.seed,
             corrupted=entry.corrupted,
+            local=self.local_views if entry.local else 0,
+            local_size=self.local_size,
         )
 
     @property
