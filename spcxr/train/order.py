@@ -119,7 +119,7 @@ class Order:
 
     >>> order = Order(np.arange(4), seed=0)
     >>> order.take(0, 0, 4), order.take(0, 2, 3), order.take(1, 0, 4)
-    (array([3, 1, 0, 2]), array([0]), array([0, 1, 3, 2]))
+    (array([0, 2, 3, 1]), array([3]), array([3, 2, 1, 0]))
     >>> sites = {"a": np.arange(3), "b": np.array([3])}
     >>> sorted(Order(np.arange(4), seed=0, weights={"b": 3}, groups=sites).take(0, 0, 4).tolist())
     [0, 2, 3, 3]
@@ -159,7 +159,9 @@ class Order:
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"positions {start} to {stop}; an epoch has {len(self)} images")
-        spots = permute(np.arange(start, stop), len(self), key=(self.seed, 0, epoch))
+        spots = np.arange(start, stop)
+        if len(self._groups) > 1:  # a single group is in random order by itself
+            spots = permute(spots, len(self), key=(self.seed, 0, epoch))
         which = np.searchsorted(self._ends, spots, side="right")
         taken = np.empty(stop - start, np.int64)
         for number in np.unique(which).tolist():
