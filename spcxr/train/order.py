@@ -19,7 +19,7 @@ from spcxr.train.batches import Rows
 Words = NDArray[np.uint64]
 ROUNDS = 16  # with fewer, the orders of five rows are not equally likely (measured)
 _GOLDEN = 0x9E3779B97F4A7C15
-_TURNS = [np.uint64(turn * _GOLDEN % 2**64) for turn in range(ROUNDS)]
+_TURNS = np.array([[turn * _GOLDEN % 2**64] for turn in range(ROUNDS)], np.uint64)
 
 
 class RowsAt(Protocol):
@@ -56,23 +56,27 @@ def permute(index: Rows, n: int, *, key: tuple[int | Words, ...]) -> Rows:
     index = np.asarray(index, np.int64)
     if index.size and not 0 <= index.min() <= index.max() < n:
         raise IndexError(f"index out of range of {n}")
-    keys = np.broadcast_to(_folded(key), index.shape).reshape(-1)
+    keys = _folded(key)
+    if keys.size > 1:
+        keys = np.broadcast_to(keys, index.shape).reshape(-1)
+    words = _mixed(keys + _TURNS)  # a row a round
     place = index.reshape(-1).astype(np.uint64)
     high = np.uint64(max(int(np.ceil(np.sqrt(n))), 1))
     low = np.uint64(-(-n // int(high)) or 1)
     outside = np.arange(len(place))
     while outside.size:
-        place[outside] = _feistel(place[outside], high, low, keys[outside])
+        own = words if keys.size == 1 else words[:, outside]
+        place[outside] = _feistel(place[outside], high, low, own)
         outside = outside[place[outside] >= np.uint64(n)]
     return place.astype(np.int64).reshape(index.shape)
 
 
-def _feistel(place: Words, high: np.uint64, low: np.uint64, keys: Words) -> Words:
-    """A bijection of ``range(high * low)`` for each key."""
+def _feistel(place: Words, high: np.uint64, low: np.uint64, words: Words) -> Words:
+    """A bijection of ``range(high * low)`` for each column of ``words [ROUNDS, 1 or n]``."""
     left, right = place // low, place % low
-    for even, odd in zip(_TURNS[::2], _TURNS[1::2], strict=True):
-        left = (left + _mixed(right + _mixed(keys + even))) % high
-        right = (right + _mixed(left + _mixed(keys + odd))) % low
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        left = (left + _mixed(right + even)) % high
+        right = (right + _mixed(left + odd)) % low
     return left * low + right
 
 
