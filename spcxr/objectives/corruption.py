@@ -182,9 +182,9 @@ def sample_fill(
             mask = drawn  # a copy of masks costs a tenth of all that is drawn
         else:
             mask[rows] = drawn
-        found.append((rows, blocks * unit))
-    # Rectangles are of use to `shuffle` alone, which pasted images never are.
-    rows, drawn = found[0] if "shuffle" in law.fills else (found[0][0], found[0][1][:, :0])
+        # Rectangles are of use to `shuffle` alone, which pasted images never are.
+        found.append((rows, blocks * unit if "shuffle" in law.fills else blocks[:, :0]))
+    rows, drawn = found[0]
     blocks = torch.zeros(len(image_ids), drawn.shape[1], 4, dtype=torch.int32)
     blocks[rows] = drawn
     places = uniform(
