@@ -41,6 +41,7 @@ from spcxr.objectives.corruption import Corruption
 from spcxr.ops.masked_patch_gather import masked_patch_gather
 from spcxr.ops.patches import patchify
 from spcxr.recipes.views import ViewLaw, draw
+from spcxr.train.heap import keep_freed_memory
 from spcxr.train.order import Order
 
 IMAGES, SIDE, BATCH = 20_000, 256, 256
@@ -127,6 +128,7 @@ def batches(dataset):
 
 
 def ours(store, law):
+    assert keep_freed_memory()  # for the contenders too, which come after
     order, position, per_epoch = Order(store.manifest.row_set("train"), seed=0), 0, IMAGES // BATCH
     while True:
         epoch, turn = divmod(position, per_epoch)
@@ -207,6 +209,7 @@ from spcxr.data.store import Store
 from spcxr.ops.masked_patch_gather import masked_patch_gather
 from spcxr.recipes.images import phantoms_among
 from spcxr.recipes.views import draw
+from spcxr.train.heap import keep_freed_memory
 from spcxr.train.order import Order
 from bench_loader import BATCH, GMML, HALF
 
@@ -214,6 +217,7 @@ def mib(what):
     return int(re.search(what + r":\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
 
 torch.set_num_threads(1)
+assert keep_freed_memory()
 said = {"mib_before": mib("RssAnon")}
 began = time.perf_counter()
 store = Store.open(sys.argv[1])
