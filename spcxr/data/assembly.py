@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spcxr.data.manifest import ADDED, Manifest, concatenate, split_paths
+from spcxr.data.manifest import ADDED, Manifest, concatenate
+from spcxr.data.paths import split_paths
 from spcxr.data.pieces import Made, Piece, Plan, Task, read_piece
 from spcxr.data.store import Box, Store, StoreWriter
 from spcxr.errors import NothingDone, SpcxrError
@@ -164,7 +165,7 @@ def join(stores: Sequence[Store], writer: StoreWriter) -> tuple[Manifest, int]:
     for store in stores:
         for pixels, mask, box in _rows(store):
             writer.add(pixels, mask, box)
-    files = [store.path / "rejected.csv" for store in stores]
+    files = [Path(f"{store.path}/rejected.csv") for store in stores]
     write_rejections(writer.work / "rejected.csv", chain.from_iterable(map(read_rejections, files)))
     rejected = sum(1 for file in files for _ in read_rejections(file))
     return concatenate([store.manifest for store in stores]), rejected

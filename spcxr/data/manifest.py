@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from spcxr.data.labels import almost_labels, parse_labels, twin_labels
+from spcxr.data.paths import check_paths
+from spcxr.data.remote import RemoteFile
+from spcxr.data.rows import RowSet
 from spcxr.data.splits import RATIOS, fill_splits, refuse_leaks
-from spcxr.data.tables import Columns, read_table, years
+from spcxr.data.stored_table import StoredTable, numbers_of
+from spcxr.data.tables import read_table, years
 from spcxr.errors import SpcxrError
 
 TEXT_COLUMNS = ("path", "patient_id", "split", "view", "site", "sex", "mask_path")
 RESERVED = (*TEXT_COLUMNS, "age")
-ROWS_IN_A_GROUP = 2**10  # of the Parquet file; what writing holds at once
+ROWS_IN_A_GROUP = 2**14  # of the Parquet file; what writing holds at once
 # What `prepare` adds to a store's manifest; a file that holds them already would be overwritten.
 ADDED = {
     "source_root": pa.string(),
@@ -45,12 +50,15 @@ class Manifest:
     ``age`` is float32 years, label columns are int8: 1 yes, 0 no, -1 uncertain, null unknown. Paths
     are relative to ``source_root``; several masks of one image are joined by ``|``.
 
+    That of an opened store reads its columns as they are asked for (`StoredTable`); ``table`` is
+    all of them in memory.
+
     >>> m = Manifest.from_columns({"path": ["a.png", "b.png"], "label": ["covid", ""]}, root=".")
     >>> m.labels, m.label_matrix(["covid"]).tolist()
     (('covid',), [[1.0], [nan]])
     """
 
-    table: pa.Table
+    columns: pa.Table | StoredTable
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -111,7 +119,7 @@ class Manifest:
         blank = [""] * rows  # one for all: nobody writes to a blank cell
         for key in TEXT_COLUMNS:
             text.setdefault(key, blank)
-        _check_paths(text, Path(root), name)
+        check_paths(text, Path(root), name)
         parsed = parse_labels(text, RESERVED, tuple(labels), name)
         if not labels:
             notes += almost_labels(text, {*RESERVED, "label", *parsed}, name)
@@ -129,13 +137,18 @@ class Manifest:
         return cls(pa.table({key: arrays[key] for key in order}), tuple(parsed), notes)
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return self.columns.num_rows
+
+    @property
+    def table(self) -> pa.Table:
+        """All columns, in memory."""
+        return self.columns.whole if isinstance(self.columns, StoredTable) else self.columns
 
     def column(self, name: str) -> list[Any]:
         """The cells of one column."""
-        if name not in self.table.column_names:
-            raise SpcxrError(f"no column {name!r}; found: {', '.join(self.table.column_names)}")
-        return self.table.column(name).to_pylist()
+        if name not in self.columns.column_names:
+            raise SpcxrError(f"no column {name!r}; found: {', '.join(self.columns.column_names)}")
+        return self.columns.column(name).to_pylist()
 
     @property
     def patients(self) -> np.ndarray:
@@ -154,7 +167,7 @@ class Manifest:
         return pc.if_else(pc.equal(known, ""), own, known)
 
     def _text(self, name: str) -> pa.Array:
-        column = self.table.column(name)
+        column = self.columns.column(name)
         return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
     def rows(self, splits: str | Sequence[str]) -> np.ndarray:
@@ -164,15 +177,63 @@ class Manifest:
         >>> m.rows("val"), m.rows(["train", "val"])
         (array([1]), array([0, 1]))
         """
+        return np.flatnonzero(self._within(splits)).astype(np.int64)
+
+    def row_set(self, splits: str | Sequence[str]) -> RowSet:
+        """The same rows in a bit each.
+
+        >>> m = Manifest.from_columns({"path": ["a", "b"], "split": ["train", "val"]}, root=".")
+        >>> m.row_set("val")[np.array([0])]
+        array([1])
+        """
+        return RowSet.of_mask(self._within(splits))
+
+    def row_sets(self, splits: str | Sequence[str], by: str) -> dict[str, RowSet]:
+        """The same rows, for each value of a column of text that occurs in them.
+
+        >>> columns = {"path": ["a", "b"], "split": ["train"] * 2, "site": ["x", "y"]}
+        >>> [len(rows) for rows in Manifest.from_columns(columns, root=".").row_sets(
+        ...     "train", by="site").values()]
+        [1, 1]
+        """
+        within = self._within(splits)
+        numbers, names = numbers_of(self._parts(by, numbered=True))
+        found = {
+            name: np.flatnonzero(within & (numbers == i)).astype(np.int64)
+            for i, name in enumerate(names)
+        }
+        return {name: RowSet.from_rows(rows) for name, rows in found.items() if len(rows)}
+
+    def rows_of_patients(self, prefix: str) -> np.ndarray:
+        """``(m,)`` int64: the rows whose ``patient_id`` begins with this.
+
+        >>> m = Manifest.from_columns({"path": ["a", "b"], "patient_id": ["p1", "x1"]}, root=".")
+        >>> m.rows_of_patients("x")
+        array([1])
+        """
+        begins = [
+            np.asarray(pc.starts_with(part, prefix).to_numpy(zero_copy_only=False), bool)
+            for part in self._parts("patient_id")
+        ]
+        return np.flatnonzero(np.concatenate([np.zeros(0, bool), *begins])).astype(np.int64)
+
+    def _within(self, splits: str | Sequence[str]) -> np.ndarray:
+        """``(n,)`` bool: whether a row is in one of these splits."""
         names = (splits,) if isinstance(splits, str) else splits
         wanted = {name.lower() for name in names}
-        meant = pa.array([name for name in self.splits if name.lower() in wanted], pa.string())
-        return np.flatnonzero(pc.is_in(self._text("split"), meant)).astype(np.int64)
+        numbers, found = numbers_of(self._parts("split", numbered=True))
+        return np.array([name.lower() in wanted for name in found], bool)[numbers]
 
-    @property
+    def _parts(self, name: str, *, numbered: bool = False) -> Iterable[pa.Array]:
+        """A column in parts; of a stored one no more than two are in memory."""
+        if isinstance(self.columns, StoredTable):
+            return self.columns.parts(name, numbered=numbered)
+        return self.columns.column(name).chunks
+
+    @cached_property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits that occur, in order of first appearance."""
-        return tuple(pc.unique(self.table.column("split")).to_pylist())
+        return tuple(numbers_of(self._parts("split", numbered=True))[1])
 
     def label_matrix(self, names: Sequence[str] | None = None) -> np.ndarray:
         """``(n, K)`` float32 of 1, 0, -1 (uncertain) and NaN (unknown); all labels by default."""
@@ -181,13 +242,13 @@ class Manifest:
             if name not in self.labels:
                 known = ", ".join(self.labels) or "none"
                 raise SpcxrError(f"no label {name!r}; the manifest's labels: {known}")
-        columns = [self.table.column(name).cast(pa.float32()).fill_null(np.nan) for name in names]
+        columns = [self.columns.column(name).cast(pa.float32()).fill_null(np.nan) for name in names]
         made = [np.asarray(column.to_numpy()) for column in columns]
         return np.stack(made, axis=1) if made else np.zeros((len(self), 0), np.float32)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Manifest:
         """The same manifest with these rows only, in this order."""
-        return replace(self, table=self.table.take(pa.array(np.asarray(rows, np.int64))))
+        return replace(self, columns=self.table.take(pa.array(np.asarray(rows, np.int64))))
 
     def with_columns(self, columns: Mapping[str, pa.Array]) -> Manifest:
         """The same manifest with columns replaced or added."""
@@ -197,7 +258,7 @@ class Manifest:
                 table = table.set_column(table.column_names.index(name), name, array)
             else:
                 table = table.append_column(name, array)
-        return replace(self, table=table)
+        return replace(self, columns=table)
 
     def with_labels(self, labels: Sequence[str]) -> Manifest:
         """The same table with only these label columns counted as labels."""
@@ -207,12 +268,12 @@ class Manifest:
     @property
     def testable(self) -> bool:
         """Whether any row has a label, a mask or a split: something to measure a model by."""
-        known = any(self.table.column(name).null_count < len(self) for name in self.labels)
+        known = any(self.columns.column(name).null_count < len(self) for name in self.labels)
         return known or any(self._filled(name) for name in ("mask_path", "split"))
 
     def _filled(self, name: str) -> int:
         """How many cells of a column of text are not blank."""
-        return len(self) - int(pc.sum(pc.equal(self.table.column(name), "")).as_py() or 0)
+        return len(self) - int(pc.sum(pc.equal(self.columns.column(name), "")).as_py() or 0)
 
     def settled(
         self, ratios: Sequence[float] | None = None, seed: int = 0, where: str = "manifest"
@@ -250,17 +311,10 @@ class Manifest:
                 writer.write_table(table.slice(start, ROWS_IN_A_GROUP).combine_chunks())
 
     @classmethod
-    def read_stored(cls, path: str | Path) -> Manifest:
-        """Read what `write` wrote."""
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            line = str(error).splitlines()[0]
-            raise SpcxrError(f"{path}: cannot be read ({line}); prepare the store again") from error
-        block = json.loads((table.schema.metadata or {}).get(b"spcxr", b"null"))
-        if not isinstance(block, dict):
-            raise SpcxrError(f"{path}: not a store's manifest; prepare the store again")
-        return cls(table, tuple(block["labels"]))
+    def read_stored(cls, path: Path | RemoteFile) -> Manifest:
+        """Open what `write` wrote; columns are read when they are asked for."""
+        table = StoredTable(path)
+        return cls(table, table.labels)
 
 
 def concatenate(manifests: Sequence[Manifest]) -> Manifest:
@@ -291,74 +345,3 @@ def concatenate(manifests: Sequence[Manifest]) -> Manifest:
         if field.type == pa.string() and made.table.column(field.name).null_count
     }
     return made.with_columns(blanks)
-
-
-def split_paths(cell: str) -> tuple[str, ...]:
-    """The paths in one ``mask_path`` cell.
-
-    >>> split_paths("left.png|right.png"), split_paths("")
-    (('left.png', 'right.png'), ())
-    """
-    return tuple(part for part in cell.split("|") if part)
-
-
-def _check_paths(text: Columns, root: Path, name: str) -> None:
-    """Make paths relative to the root; refuse those that leave it, and doubled rows."""
-    inside = Inside(root)
-    for index in range(len(text["path"])):
-        number = index + 2
-        if not text["path"][index]:
-            raise SpcxrError(f"{name}: row {number} has no path; fill it or drop the row")
-        for key in ("path", "mask_path"):
-            cell = text[key][index]
-            parts = split_paths(cell) if key == "mask_path" else [cell]
-            if any("\\" in part and not Path(root, part).exists() for part in parts):
-                raise SpcxrError(
-                    f"{name}: row {number}, column {key!r}: {cell} has backslashes, as "
-                    "Windows writes paths; write them with / and relative to the root"
-                )
-            made = [inside.relative(part) for part in parts]
-            if None in made:
-                raise SpcxrError(
-                    f"{name}: row {number}, column {key!r}: {cell} leaves the root "
-                    f"{root}; put the files below it, or name their folder with --root"
-                )
-            if (joined := "|".join(filter(None, made))) != cell:  # else a second string a file
-                text[key][index] = joined
-    _refuse_doubled(text["path"], text["mask_path"], name)
-
-
-def _refuse_doubled(paths: Sequence[str], masks: Sequence[str], name: str) -> None:
-    rows = zip(paths, masks, strict=True)
-    if len(np.unique(np.fromiter(map(hash, rows), np.int64, len(paths)))) == len(paths):
-        return  # 16 bytes a file, where a dictionary of the pairs takes 250
-    seen: dict[tuple[str, str], int] = {}
-    for number, pair in enumerate(zip(paths, masks, strict=True), start=2):
-        earlier = seen.setdefault(pair, number)
-        if earlier != number:
-            raise SpcxrError(
-                f"{name}: rows {earlier} and {number} are the same image ({pair[0]}); drop one"
-            )
-
-
-class Inside:
-    """Tells whether a path stays below a root once links are followed (folders are cached)."""
-
-    def __init__(self, root: str | Path) -> None:
-        self.root = os.path.realpath(root)
-        self._folders: dict[str, str] = {}
-
-    def relative(self, path: str) -> str | None:
-        """The path relative to the root as written, or None when it leaves the root."""
-        full = os.path.normpath(os.path.join(self.root, path))
-        folder, file = os.path.split(full)
-        if folder not in self._folders:
-            self._folders[folder] = os.path.realpath(folder)
-        real = os.path.join(self._folders[folder], file)
-        if os.path.islink(real):
-            real = os.path.realpath(real)
-        if not real.startswith(self.root.rstrip(os.sep) + os.sep):
-            return None
-        if not full.startswith(self.root.rstrip(os.sep) + os.sep):
-            full = real  # reached through another name of the root
-        return os.path.relpath(full, self.root).replace(os.sep, "/")

@@ -67,6 +67,20 @@ class RowSet:
         mask[rows - first] = True
         return cls.of_mask(mask, first=first)
 
+    def holds(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """``(m,)`` bool: whether each of these rows ``(m,)`` is in the set.
+
+        >>> RowSet.from_rows(np.array([7, 1000])).holds(np.array([6, 7, 2000]))
+        array([False,  True, False])
+        """
+        place = rows - self.first
+        inside = (place >= 0) & (place < self.bits.size * 8)
+        place = np.where(inside, place, 0)
+        found = np.zeros(len(rows), bool)
+        if self.bits.size:
+            found = (self.bits.reshape(-1)[place >> 3] >> (place & 7) & 1).astype(bool)
+        return found & inside
+
     def __len__(self) -> int:
         return int(self.starts[-1])
 

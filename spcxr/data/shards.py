@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from spcxr.data.remote import RemoteFile, RemoteFolder
 from spcxr.errors import SpcxrError
 
 FORMAT, VERSION = "spcxr-store", 1
@@ -99,20 +100,16 @@ def publish(work: Path, out: Path, overwrite: bool) -> None:
         os.rename(work, out)
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise SpcxrError(
-            f"{path}: no such store; make one with: spcxr-train prepare SRC --out {path}"
-        )
-    file = path / "store.json"
-    if not file.is_file():
-        unfinished = (path / "work.json").is_file() or path.name.endswith(".partial")
-        said = "an unfinished store; run the same prepare again" if unfinished else (
-            f"not a store; make one with: spcxr-train prepare {path} --out STORE"
-        )  # fmt: skip
-        raise SpcxrError(f"{path}: {said}")
+def read_facts(path: Path | RemoteFolder) -> dict[str, Any]:
+    """``store.json`` of a store, or the refusal of what is none."""
+    file = f"{path}/store.json"
     try:
-        facts = json.loads(file.read_text())
+        if isinstance(path, Path):
+            _refuse_no_store(path)
+            text = Path(file).read_bytes()
+        else:
+            text = path.read(["store.json"], [None], [None])[0]
+        facts = json.loads(text)
     except (OSError, ValueError) as error:
         raise SpcxrError(f"{file}: cannot be read ({error}); prepare the store again") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
@@ -124,6 +121,19 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
+def _refuse_no_store(path: Path) -> None:
+    if not path.is_dir():
+        raise SpcxrError(
+            f"{path}: no such store; make one with: spcxr-train prepare SRC --out {path}"
+        )
+    if not (path / "store.json").is_file():
+        unfinished = (path / "work.json").is_file() or path.name.endswith(".partial")
+        said = "an unfinished store; run the same prepare again" if unfinished else (
+            f"not a store; make one with: spcxr-train prepare {path} --out STORE"
+        )  # fmt: skip
+        raise SpcxrError(f"{path}: {said}")
+
+
 def check_size(file: Path, size: int) -> None:
     found = file.stat().st_size if file.is_file() else None
     if found != size:
@@ -131,14 +141,14 @@ def check_size(file: Path, size: int) -> None:
         raise SpcxrError(f"{file}: {said}; the store is torn: copy or prepare it again")
 
 
-def check_hash(file: Path, sha256: str) -> None:
+def check_hash(file: Path | RemoteFile, sha256: str) -> None:
     if hash_file(file) != sha256:
         raise SpcxrError(f"{file}: its content has changed; copy or prepare the store again")
 
 
-def hash_file(file: Path) -> str:
+def hash_file(file: Path | RemoteFile) -> str:
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
+    with file.open("rb") if isinstance(file, Path) else file.open() as stream:
         while block := stream.read(HASH_BYTES):
             digest.update(block)
     return digest.hexdigest()

@@ -15,6 +15,7 @@ import numpy as np
 
 from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
+from spcxr.data.remote import RemoteFile, RemoteFolder, is_url
 from spcxr.data.shards import (
     FORMAT,
     VERSION,
@@ -32,6 +33,7 @@ from spcxr.data.splits import is_training
 from spcxr.errors import SpcxrError
 
 NO_MASK = 255
+KINDS, MANIFEST = ("images", "masks"), "manifest.parquet"
 OPEN_SHARDS = 64  # mapped at once: each holds one file handle
 SHARD_BYTES = 512 * 2**20
 
@@ -39,7 +41,10 @@ Box = tuple[int, int, int, int]
 
 
 class Store:
-    """Images, masks and manifest of one prepared set, memory-mapped; row number = image id.
+    """Images, masks and manifest of one prepared set; row number = image id.
+
+    Files of this machine are memory-mapped; behind a URL (``s3://bucket/store``, ``https://...``,
+    ``filecache::s3://...``) the rows that are asked for are read, and no more.
 
     A folder of ``images-00000.npy ...`` ``(n, S, S)`` uint8 or uint16, ``masks-00000.npy ...``
     uint8 for the shards where a row has a mask (255 = none), ``manifest.parquet``, ``store.json``
@@ -55,7 +60,9 @@ class Store:
         Of the training rows' content (not their padding), with pixels scaled to [0, 1].
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], manifest: Manifest) -> None:
+    def __init__(
+        self, path: Path | RemoteFolder, facts: Mapping[str, Any], manifest: Manifest
+    ) -> None:
         self.path, self.facts, self.manifest = path, dict(facts), manifest
         self.preprocess = Preprocess.from_dict(facts["preprocess"])
         self.mean, self.std = float(facts["mean"]), float(facts["std"])
@@ -64,22 +71,28 @@ class Store:
         self._map = functools.lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
 
     @classmethod
-    def open(cls, path: str | Path) -> Store:
+    def open(cls, path: str | Path | RemoteFolder) -> Store:
         """Open a store after a cheap check (version, files, sizes, row counts).
+
+        The manifest's columns are read as they are asked for. Behind a URL, image files are looked
+        at only when they are read.
 
         Raises
         ------
         SpcxrError
-            The folder is no store, is unfinished or torn, or was written by a newer spcxr.
+            The folder is no store, is unfinished or torn, or was written by a newer spcxr; the URL
+            cannot be reached.
         """
-        path = Path(path)
+        if isinstance(path, str):
+            path = RemoteFolder(path) if is_url(path) else Path(path)
         facts = read_facts(path)
-        for shard in facts["shards"]:
-            for kind in ("images", "masks"):
-                if shard.get(kind):
-                    check_size(path / shard[kind]["file"], shard[kind]["bytes"])
-        check_size(path / "manifest.parquet", facts["manifest"]["bytes"])
-        manifest = Manifest.read_stored(path / "manifest.parquet")
+        if isinstance(path, Path):
+            for shard in facts["shards"]:
+                for kind in KINDS:
+                    if shard.get(kind):
+                        check_size(path / shard[kind]["file"], shard[kind]["bytes"])
+            check_size(path / MANIFEST, facts["manifest"]["bytes"])
+        manifest = Manifest.read_stored(_file(path, MANIFEST, facts["manifest"]["bytes"]))
         if len(manifest) != sum(shard["rows"] for shard in facts["shards"]):
             raise SpcxrError(f"{path}: manifest and images differ in number; prepare it again")
         return cls(path, facts, replace(manifest, notes=tuple(facts["notes"])))
@@ -123,9 +136,13 @@ class Store:
         size = self.preprocess.size_px
         out = np.empty((len(wanted), size, size), dtype)
         shards = np.searchsorted(self._starts, wanted, side="right") - 1
-        for slot, (shard, row) in enumerate(zip(shards.tolist(), wanted.tolist(), strict=True)):
+        inside = wanted - self._starts[shards]
+        if isinstance(self.path, RemoteFolder):
+            self._fetch(self.path, kind, shards, inside, out)
+            return out
+        for slot, (shard, row) in enumerate(zip(shards.tolist(), inside.tolist(), strict=True)):
             mapped = self._map(kind, shard)
-            out[slot] = NO_MASK if mapped is None else mapped[row - int(self._starts[shard])]
+            out[slot] = NO_MASK if mapped is None else mapped[row]
         return out
 
     def _open_shard(self, kind: str, shard: int) -> np.ndarray | None:
@@ -133,17 +150,45 @@ class Store:
         if not entry:
             return None
         # A plain array over the map: np.memmap's own indexing costs microseconds a row.
-        return np.asarray(np.load(self.path / entry["file"], mmap_mode="r", allow_pickle=False))
+        file = f"{self.path}/{entry['file']}"
+        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+
+    def _fetch(
+        self, folder: RemoteFolder, kind: str, shards: np.ndarray, rows: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Fill ``out`` from the rows ``(n,)`` of these shards ``(n,)``, all asked for at once."""
+        names, starts, slots = [], [], []
+        for slot, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
+            if entry := self._shards[shard].get(kind):
+                # A .npy file is a header and the rows: what is not rows is the header.
+                first = entry["bytes"] - self._shards[shard]["rows"] * out[slot].nbytes
+                names.append(entry["file"])
+                starts.append(first + row * out[slot].nbytes)
+                slots.append(slot)
+            else:
+                out[slot] = NO_MASK
+        size = out[0].nbytes if len(out) else 0
+        for slot, name, found in zip(
+            slots, names, folder.read(names, starts, [at + size for at in starts]), strict=True
+        ):
+            if len(found) != size:
+                raise SpcxrError(f"{folder}/{name}: ends early; the store is torn: copy it again")
+            out[slot] = np.frombuffer(found, out.dtype).reshape(out[slot].shape)
 
     def verify(self) -> None:
         """Read every byte and compare with the recorded hashes; refuse a changed store."""
         for shard in self._shards:
-            for kind in ("images", "masks"):
+            for kind in KINDS:
                 if entry := shard.get(kind):
-                    check_hash(self.path / entry["file"], entry["sha256"])
-        check_hash(self.path / "manifest.parquet", self.facts["manifest"]["sha256"])
-        if content_hash(self._shards, self.facts["manifest"]) != self.facts["content_hash"]:
+                    check_hash(_file(self.path, entry["file"], entry["bytes"]), entry["sha256"])
+        entry = self.facts["manifest"]
+        check_hash(_file(self.path, MANIFEST, entry["bytes"]), entry["sha256"])
+        if content_hash(self._shards, entry) != self.facts["content_hash"]:
             raise SpcxrError(f"{self.path}/store.json: hashes do not agree; prepare it again")
+
+
+def _file(path: Path | RemoteFolder, name: str, size: int) -> Path | RemoteFile:
+    return path / name if isinstance(path, Path) else RemoteFile(path, name, size)
 
 
 class StoreWriter:
@@ -243,10 +288,10 @@ class StoreWriter:
         if len(manifest) != len(self._moments[0]):
             raise ValueError(f"{len(manifest)} manifest rows for {len(self._moments[0])} images")
         self._close_shard()
-        manifest.write(self.work / "manifest.parquet")
+        manifest.write(self.work / MANIFEST)
         entry = {
-            "bytes": (self.work / "manifest.parquet").stat().st_size,
-            "sha256": hash_file(self.work / "manifest.parquet"),
+            "bytes": (self.work / MANIFEST).stat().st_size,
+            "sha256": hash_file(self.work / MANIFEST),
         }
         mean, std, over = self._statistics(manifest)
         block = {

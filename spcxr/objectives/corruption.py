@@ -167,11 +167,11 @@ def sample_fill(
     kind, pasted = _sample_kinds(image_ids, law, alone, seed=seed, epoch=epoch, view=view)
     unit = patch_px if law.align_patches else 1
     grid = patch_grid(size[0], size[1], unit)
-    mask = torch.zeros(len(image_ids), *grid, dtype=torch.bool)
+    mask = torch.empty(len(image_ids), *grid, dtype=torch.bool)  # each row is one of the two kinds
     mask_seed, found = fold_in(seed, view), []
     for alien, most in ((False, law.mask_ratio), (True, law.alien_ratio)):
         rows = (pasted == alien).nonzero()[:, 0]
-        blocks, mask[rows] = group_mask(
+        blocks, drawn = group_mask(
             image_ids[rows],
             seed=mask_seed,
             epoch=epoch,
@@ -179,9 +179,13 @@ def sample_fill(
             ratio=(min(0.5, most), most),
             placement=law.placement,
         )
-        found.append((rows, blocks * unit))
-    # Rectangles are of use to `shuffle` alone, which pasted images never are.
-    rows, drawn = found[0] if "shuffle" in law.fills else (found[0][0], found[0][1][:, :0])
+        if len(rows) == len(mask):
+            mask = drawn  # a copy of masks costs a tenth of all that is drawn
+        else:
+            mask[rows] = drawn
+        # Rectangles are of use to `shuffle` alone, which pasted images never are.
+        found.append((rows, blocks * unit if "shuffle" in law.fills else blocks[:, :0]))
+    rows, drawn = found[0]
     blocks = torch.zeros(len(image_ids), drawn.shape[1], 4, dtype=torch.int32)
     blocks[rows] = drawn
     places = uniform(

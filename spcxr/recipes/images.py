@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spcxr.data.remote import is_url
+from spcxr.data.rows import RowSet
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.recipes import prepare
@@ -23,6 +25,14 @@ def any_drawn(patients: NDArray[Any]) -> bool:
     (True, False)
     """
     return any(str(patient).startswith(PHANTOM_PATIENT) for patient in np.unique(patients))
+
+
+def phantoms_among(store: Store, rows: NDArray[np.int64] | RowSet) -> bool:
+    """Whether any of these rows of a store is a drawn phantom's; no text is kept of any row."""
+    drawn = store.manifest.rows_of_patients(PHANTOM_PATIENT)
+    if isinstance(rows, RowSet):
+        return bool(rows.holds(drawn).any())
+    return bool(np.isin(drawn, rows).any())
 
 
 def open_images(
@@ -52,7 +62,7 @@ def open_images(
         files that have changed since ``made`` was, or a store prepared otherwise than ``wanted``.
     """
     preprocess = wanted or {}
-    if (Path(data) / "store.json").is_file():
+    if is_url(data) or (Path(data) / "store.json").is_file():
         store = Store.open(data)
     else:
         settings = prepare.PrepareConfig(

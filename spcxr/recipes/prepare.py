@@ -27,6 +27,7 @@ from spcxr.data.manifest import Manifest, concatenate
 from spcxr.data.pieces import Piece, Plan, plan
 from spcxr.data.pool import make_pieces
 from spcxr.data.presets import PRESET_VERSIONS, Preprocess
+from spcxr.data.remote import RemoteFolder
 from spcxr.data.shards import refuse_occupied, write_durably
 from spcxr.data.sources import SOURCES, index
 from spcxr.data.store import Store, StoreWriter
@@ -324,7 +325,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 def _join(config: PrepareConfig, out: Path) -> Path:
     """Sources that are stores -> one store; parts of a shard in order, with their own settings."""
     stores = [Store.open(source) for source in config.sources]
-    seen: dict[str, Path] = {}
+    seen: dict[str, Path | RemoteFolder] = {}
     for store in stores:
         twin = seen.setdefault(store.facts["content_hash"], store.path)
         if twin is not store.path:
@@ -344,7 +345,7 @@ def _join(config: PrepareConfig, out: Path) -> Path:
     elif any(shards):
         raise SpcxrError(f"{out}: some sources are parts of a --shard; join those first")
     request = {
-        "sources": [os.path.realpath(store.path) for store in stores],
+        "sources": [os.path.realpath(str(store.path)) for store in stores],
         "split_ratios": ratios and list(ratios),
         "seed": seed,
     }

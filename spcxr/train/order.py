@@ -19,7 +19,7 @@ from spcxr.train.batches import Rows
 Words = NDArray[np.uint64]
 ROUNDS = 16  # with fewer, the orders of five rows are not equally likely (measured)
 _GOLDEN = 0x9E3779B97F4A7C15
-_TURNS = [np.uint64(turn * _GOLDEN % 2**64) for turn in range(ROUNDS)]
+_TURNS = np.array([[turn * _GOLDEN % 2**64] for turn in range(ROUNDS)], np.uint64)
 
 
 class RowsAt(Protocol):
@@ -56,23 +56,27 @@ def permute(index: Rows, n: int, *, key: tuple[int | Words, ...]) -> Rows:
     index = np.asarray(index, np.int64)
     if index.size and not 0 <= index.min() <= index.max() < n:
         raise IndexError(f"index out of range of {n}")
-    keys = np.broadcast_to(_folded(key), index.shape).reshape(-1)
+    keys = _folded(key)
+    if keys.size > 1:
+        keys = np.broadcast_to(keys, index.shape).reshape(-1)
+    words = _mixed(keys + _TURNS)  # a row a round
     place = index.reshape(-1).astype(np.uint64)
     high = np.uint64(max(int(np.ceil(np.sqrt(n))), 1))
     low = np.uint64(-(-n // int(high)) or 1)
     outside = np.arange(len(place))
     while outside.size:
-        place[outside] = _feistel(place[outside], high, low, keys[outside])
+        own = words if keys.size == 1 else words[:, outside]
+        place[outside] = _feistel(place[outside], high, low, own)
         outside = outside[place[outside] >= np.uint64(n)]
     return place.astype(np.int64).reshape(index.shape)
 
 
-def _feistel(place: Words, high: np.uint64, low: np.uint64, keys: Words) -> Words:
-    """A bijection of ``range(high * low)`` for each key."""
+def _feistel(place: Words, high: np.uint64, low: np.uint64, words: Words) -> Words:
+    """A bijection of ``range(high * low)`` for each column of ``words [ROUNDS, 1 or n]``."""
     left, right = place // low, place % low
-    for even, odd in zip(_TURNS[::2], _TURNS[1::2], strict=True):
-        left = (left + _mixed(right + _mixed(keys + even))) % high
-        right = (right + _mixed(left + _mixed(keys + odd))) % low
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        left = (left + _mixed(right + even)) % high
+        right = (right + _mixed(left + odd)) % low
     return left * low + right
 
 
@@ -119,7 +123,7 @@ class Order:
 
     >>> order = Order(np.arange(4), seed=0)
     >>> order.take(0, 0, 4), order.take(0, 2, 3), order.take(1, 0, 4)
-    (array([3, 1, 0, 2]), array([0]), array([0, 1, 3, 2]))
+    (array([0, 2, 3, 1]), array([3]), array([3, 2, 1, 0]))
     >>> sites = {"a": np.arange(3), "b": np.array([3])}
     >>> sorted(Order(np.arange(4), seed=0, weights={"b": 3}, groups=sites).take(0, 0, 4).tolist())
     [0, 2, 3, 3]
@@ -159,7 +163,9 @@ class Order:
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"positions {start} to {stop}; an epoch has {len(self)} images")
-        spots = permute(np.arange(start, stop), len(self), key=(self.seed, 0, epoch))
+        spots = np.arange(start, stop)
+        if len(self._groups) > 1:  # a single group is in random order by itself
+            spots = permute(spots, len(self), key=(self.seed, 0, epoch))
         which = np.searchsorted(self._ends, spots, side="right")
         taken = np.empty(stop - start, np.int64)
         for number in np.unique(which).tolist():

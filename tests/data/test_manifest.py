@@ -319,3 +319,70 @@ def test_backslashes_in_paths_are_refused_unless_a_file_is_called_so(tmp_path):
             Manifest.read(written(tmp_path, text))
     (tmp_path / "a\\b.png").touch()
     assert Manifest.read(written(tmp_path, "path\na\\b.png\n")).column("path") == ["a\\b.png"]
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """A manifest of 50 rows in row groups of 8, and the same as it is read from its file."""
+    rng = np.random.default_rng(0)
+    columns = {
+        "path": [f"{i}.png" for i in range(50)],
+        "patient_id": [f"{'x' if i == 31 else 'p'}{i}" for i in range(50)],
+        "split": [["", "train", "val-a", "Test"][i] for i in rng.integers(0, 4, 50)],
+        "site": [f"site {i // 20}" for i in range(50)],
+        "covid": [["1", "0", ""][i] for i in rng.integers(0, 3, 50)],
+    }
+    made = Manifest.from_columns(columns, root=tmp_path)
+    monkeypatch.setattr("spcxr.data.manifest.ROWS_IN_A_GROUP", 8)
+    monkeypatch.setattr("spcxr.data.stored_table.ROWS_AT_ONCE", 7)
+    made.write(tmp_path / "m.parquet")
+    return made, Manifest.read_stored(tmp_path / "m.parquet")
+
+
+def test_a_stored_manifest_answers_as_the_one_in_memory(stored):
+    made, read = stored
+    assert len(read) == len(made) == 50
+    assert read.splits == made.splits
+    assert read.labels == made.labels
+    for splits in ("train", "VAL-A", ["test", ""], "none"):
+        rows = made.rows(splits)
+        np.testing.assert_array_equal(
+            rows, np.flatnonzero(np.isin(made.column("split"), list_of(splits)))
+        )
+        np.testing.assert_array_equal(read.rows(splits), rows)
+        np.testing.assert_array_equal(read.row_set(splits)[np.arange(len(rows))], rows)
+    np.testing.assert_array_equal(read.label_matrix(), made.label_matrix())
+    np.testing.assert_array_equal(read.patients, made.patients)
+    assert read.rows_of_patients("x").tolist() == made.rows_of_patients("x").tolist() == [31]
+    assert read.column("path") == made.column("path")
+    assert read.select([7, 3]).column("path") == ["7.png", "3.png"]
+    assert read.table.equals(made.table)
+
+
+def list_of(splits):
+    return [name.lower() for name in ([splits] if isinstance(splits, str) else splits)]
+
+
+def test_row_sets_part_the_rows_by_site(stored):
+    made, read = stored
+    for manifest in (made, read):
+        parts = manifest.row_sets("train", by="site")
+        sites = np.array(made.column("site"))
+        for name, part in parts.items():
+            expected = [row for row in made.rows("train").tolist() if sites[row] == name]
+            assert part[np.arange(len(part))].tolist() == expected
+        assert sum(map(len, parts.values())) == len(made.rows("train"))
+
+
+def test_a_stored_manifest_reads_only_the_columns_that_are_asked_for(stored, monkeypatch):
+    _, read = stored
+    asked = []
+    whole = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "iter_batches",
+        lambda self, **o: asked.append(o["columns"]) or whole(self, **o),
+    )
+    monkeypatch.setattr(pq.ParquetFile, "read", None)
+    len(read), read.splits, read.rows("train"), read.row_set("train"), read.rows_of_patients("x")
+    assert asked == [["split"], ["split"], ["split"], ["patient_id"]]

@@ -42,3 +42,11 @@ def test_it_is_small_and_quick():
     got = made[positions]
     assert time.process_time() - before < 0.1
     np.testing.assert_array_equal(got, positions // 2 * 3 + positions % 2 + 1)
+
+
+def test_it_knows_its_own():
+    rows = np.flatnonzero(np.random.default_rng(0).random(3000) < 0.2) + 77
+    made = RowSet.from_rows(rows)
+    asked = np.arange(0, 9000, 3)
+    np.testing.assert_array_equal(made.holds(asked), np.isin(asked, rows))
+    assert not RowSet.from_rows(rows[:0]).holds(asked).any()

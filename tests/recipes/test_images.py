@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spcxr.data.manifest import Manifest
+from spcxr.data.presets import Preprocess
+from spcxr.data.rows import RowSet
+from spcxr.data.store import Store, StoreWriter
 from spcxr.errors import SpcxrError
-from spcxr.recipes.images import open_images
+from spcxr.recipes.images import open_images, phantoms_among
 
 
 @pytest.fixture
@@ -52,3 +56,26 @@ def test_a_store_in_the_way_is_named_with_a_remedy_that_works(folder, tmp_path, 
         open_images(str(folder), made, size_px=16)
     assert str(caught.value).endswith("or choose another --out")
     assert "--overwrite" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", [False, True], ids=["path", "url"])
+def test_a_store_is_used_as_it_is_where_ever_it_stands(folder, tmp_path, url):
+    made = open_images(str(folder), tmp_path / "made", size_px=16)
+    data = f"file://{made.path}" if url else str(made.path)
+    again = open_images(data, tmp_path / "elsewhere", size_px=16)
+    np.testing.assert_array_equal(again.images([1, 0]), made.images([1, 0]))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_phantoms_are_found_among_the_rows_that_count(tmp_path):
+    patients = ["p1", "PHANTOM-0-00003", "p2"]
+    with StoreWriter(tmp_path / "s", Preprocess(size_px=4)) as writer:
+        for _ in patients:
+            writer.add(np.zeros((4, 4), np.uint8))
+        columns = {"path": list("abc"), "patient_id": patients}
+        writer.finish(Manifest.from_columns(columns, root="."))
+    store = Store.open(tmp_path / "s")
+    for rows, found in (([0, 1], True), ([0, 2], False), ([], False)):
+        chosen = np.array(rows, np.int64)
+        assert phantoms_among(store, chosen) is found
+        assert phantoms_among(store, RowSet.from_rows(chosen)) is found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from spcxr.data.manifest import Inside, Manifest
+from spcxr.data.manifest import Manifest
+from spcxr.data.paths import Inside
 from spcxr.data.sources.files import walk
 from spcxr.errors import SpcxrError
 
