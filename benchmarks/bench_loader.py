@@ -48,7 +48,7 @@ IMAGES, SIDE, BATCH = 20_000, 256, 256
 MANY, SHARD = 10**7, 2**13  # rows of the sparse store, and of one of its shards
 DISTINCT = 32  # pictures; each row is one of them, rolled
 HALF, HERE = torch.bfloat16, Path(__file__).parent
-GMML = ViewLaw(224, 16, (0.5, 1.0), 0.5, Corruption(), seed=0)
+GMML = ViewLaw((224, 224), 16, 1, (0.5, 1.0), 0.5, Corruption(), (), seed=0)
 NOISE = replace(GMML, corruption=Corruption(alien_ratio=0.0))
 
 pytestmark = pytest.mark.parametrize("device", ["cpu"])
@@ -132,7 +132,7 @@ def ours(store, law):
     order, position, per_epoch = Order(store.manifest.row_set("train"), seed=0), 0, IMAGES // BATCH
     while True:
         epoch, turn = divmod(position, per_epoch)
-        batch = draw(store, order.take(epoch, turn * BATCH, (turn + 1) * BATCH), law, epoch)
+        (batch,) = draw(store, order.take(epoch, turn * BATCH, (turn + 1) * BATCH), law, epoch)
         yield masked_patch_gather(batch.views, batch.fill, dtype=HALF)
         position += 1
 
@@ -156,7 +156,7 @@ def with_cpu(timed, stream, **said):
 @pytest.mark.parametrize("group", ["input", "input, GMML's law"])
 def test_input(timed, store, group):
     law = NOISE if group == "input" else GMML
-    batch = draw(store, np.arange(4), law, 0)
+    (batch,) = draw(store, np.arange(4), law, 0)
     made = masked_patch_gather(batch.views, batch.fill, dtype=HALF)
     wanted = masked_patch_gather(batch.views, batch.fill, dtype=HALF, backend="reference")
     torch.testing.assert_close(made.float(), wanted.float(), rtol=2**-7, atol=0.02)
@@ -229,7 +229,7 @@ said |= {"start_s": time.perf_counter() - began, "mib_started": mib("RssAnon"),
          "peak_mib": mib("VmHWM"), "rows": len(order)}
 for epoch in range(int(sys.argv[2])):
     for start in range(0, min(len(order), int(sys.argv[3])) - BATCH + 1, BATCH):
-        batch = draw(store, order.take(epoch, start, start + BATCH), GMML, epoch)
+        (batch,) = draw(store, order.take(epoch, start, start + BATCH), GMML, epoch)
         masked_patch_gather(batch.views, batch.fill, dtype=HALF)
     said[f"mib_epoch_{epoch + 1}"] = mib("RssAnon")
 print(json.dumps(said))

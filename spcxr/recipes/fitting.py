@@ -23,7 +23,7 @@ from spcxr.infer.predict import Normalisation, network_input
 from spcxr.models.weights import save_model_folder
 from spcxr.ops.philox import uniform
 from spcxr.recipes.finetune import Cohort, FinetuneConfig, Rows, Start
-from spcxr.recipes.images import any_drawn
+from spcxr.recipes.images import phantoms_among
 from spcxr.train.augment import DRAWS, Warps, plan, warp_images
 from spcxr.train.batches import epoch_batches, prefetch, seed_step
 from spcxr.train.checkpoint import Checkpoints, Position, load_checkpoint
@@ -279,7 +279,7 @@ def _stop_if_asked(course: Course, position: Position, signals: Signals) -> None
 def export(course: Course, task: Task, position: Position, head: nn.Module) -> Path:
     """Write ``RUN/model`` and its card: encoder, head, preprocessing, and how they came to be."""
     config, start, block = course.config, course.start, task.block
-    phantoms = any_drawn(start.store.manifest.patients[course.rows])
+    phantoms = phantoms_among(start.store, course.rows)
     provenance = {
         "recipe": course.recipe,
         "init": config.init,
@@ -334,7 +334,7 @@ def write_results(
     facts = {
         "recipe": course.recipe,
         "task": task.said,
-        "phantoms": any_drawn(store.manifest.patients[cohort.judged]),
+        "phantoms": phantoms_among(store, cohort.judged),
         "rows": {"train": len(cohort.train), "val": len(cohort.val), "test": len(cohort.test)},
         "epoch": course.epoch_of(position),
         **{name: summarise(part) for name, part in cohort.parts.items()},

@@ -27,7 +27,7 @@ from spcxr.models.weights import load_model_folder, save_model_folder
 from spcxr.objectives.objective import View
 from spcxr.objectives.table import OBJECTIVES
 from spcxr.recipes import views
-from spcxr.recipes.images import any_drawn, open_images
+from spcxr.recipes.images import open_images, phantoms_among
 from spcxr.recipes.pretrain_config import PretrainConfig
 from spcxr.recipes.pretrain_start import Training, build, go_on, whole_encoder
 from spcxr.recipes.pretrain_watch import picture, probe, validate
@@ -36,6 +36,7 @@ from spcxr.train.checkpoint import Checkpoints, Position
 from spcxr.train.device import autocast, memory_mib, pick_precision, why_not_bf16
 from spcxr.train.distributed import World, join_world
 from spcxr.train.guard import note_bad_step, refuse_endless_bad_steps
+from spcxr.train.heap import keep_freed_memory
 from spcxr.train.interrupt import Signals, watch_signals
 from spcxr.train.journal import Journal, Silent
 from spcxr.train.model_card import write_model_card
@@ -59,6 +60,7 @@ def run(config: PretrainConfig) -> Path:
     """
     with join_world(config.device) as world, run_folder(world, config) as folder:
         store = images_of(world, config, folder)
+        keep_freed_memory()
         training = build(config, folder, store, world)
         kept = config.keep_every_epochs * training.epoch_steps
         checkpoints = Checkpoints(folder, last=config.keep_last, every=kept, writes=world.first)
@@ -316,7 +318,7 @@ def export(training: Training) -> None:
     encoder = whole_encoder(training)
     if not training.world.first:
         return
-    phantoms = any_drawn(store.manifest.patients)
+    phantoms = phantoms_among(store, training.rows)
     provenance = {
         "recipe": "pretrain",
         "objective": config.objective,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from spcxr.data.rows import RowSet
 from spcxr.data.splits import is_training
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
@@ -43,6 +45,7 @@ class Training:
     folder: Path
     store: Store
     order: Order
+    rows: RowSet
     held_out: Rows
     law: ViewLaw
     objective: Objective
@@ -93,13 +96,14 @@ class Training:
         return rows, [part for part in parts if len(part)]
 
 
-def choose_rows(config: PretrainConfig, store: Store) -> tuple[Rows, Rows]:
-    """Rows to learn from, and rows of val* to watch the loss on (at most `MOST_VALIDATED`)."""
+def choose_rows(config: PretrainConfig, store: Store) -> tuple[Order, RowSet, Rows]:
+    """Images to learn from in their order, their rows; rows of val* to watch the loss on (at most
+    `MOST_VALIDATED`)."""
     found = store.manifest.splits
     wanted = config.splits or tuple(s for s in found if is_training(s))
-    if missing := [s for s in wanted if not len(store.manifest.rows(s))]:
+    if missing := [s for s in wanted if not len(store.manifest.row_set(s))]:
         raise SpcxrError(f"{store.path}: no split {missing[0]!r}; it has: {', '.join(found)}")
-    rows = store.manifest.rows(wanted)
+    rows = store.manifest.row_set(wanted)
     if len(rows) == 0:
         raise SpcxrError(
             f"{store.path}: no rows to learn from outside {', '.join(found) or 'any split'}; "
@@ -110,11 +114,11 @@ def choose_rows(config: PretrainConfig, store: Store) -> tuple[Rows, Rows]:
     held_out = store.manifest.rows(watched)
     if len(held_out) > MOST_VALIDATED:
         held_out = held_out[np.linspace(0, len(held_out) - 1, MOST_VALIDATED).astype(np.int64)]
-    return rows, held_out
+    return weigh_sites(config, store, wanted, rows), rows, held_out
 
 
-def weigh_sites(config: PretrainConfig, store: Store, rows: Rows) -> Order:
-    """The order of the rows, with sites in the shares that ``site_weights`` asks for.
+def weigh_sites(config: PretrainConfig, store: Store, splits: Sequence[str], rows: RowSet) -> Order:
+    """The order of the splits' rows, with sites in the shares that ``site_weights`` asks for.
 
     Raises
     ------
@@ -130,8 +134,7 @@ def weigh_sites(config: PretrainConfig, store: Store, rows: Rows) -> Order:
             weights[site] = float(weight)
         except ValueError as error:
             raise SpcxrError(f"--site-weights {entry!r}; give site=number, as in a=2") from error
-    sites = np.array(store.manifest.column("site"), dtype=np.str_)[rows]
-    groups = {str(site): rows[sites == site] for site in np.unique(sites)}
+    groups = store.manifest.row_sets(splits, by="site")
     try:
         return Order(rows, seed=config.seed, weights=weights, groups=groups)
     except SpcxrError as error:
@@ -168,8 +171,7 @@ def whole_encoder(training: Training) -> VisionTransformer:
 
 def build(config: PretrainConfig, folder: Path, store: Store, world: World) -> Training:
     """Encoder, objective and optimiser on their device; weights of the seed, or of ``init``."""
-    rows, held_out = choose_rows(config, store)
-    order = weigh_sites(config, store, rows)
+    order, rows, held_out = choose_rows(config, store)
     if world.size > 1 and len(order) < config.batch_size:
         raise SpcxrError(
             f"{store.path}: {len(order)} images to learn from, fewer than a step of "
@@ -196,6 +198,7 @@ def build(config: PretrainConfig, folder: Path, store: Store, world: World) -> T
         folder,
         store,
         order,
+        rows,
         held_out,
         config.law(encoder.drop_rates),
         objective,

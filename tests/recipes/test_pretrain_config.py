@@ -29,9 +29,11 @@ def test_settings_that_cannot_be(changes, said):
 def test_splits_are_found_in_any_case(make_store):
     """As the manifest's author wrote them: prepare reads names of splits in lower case."""
     store = make_store(splits=["Train", "Val"] * 32)
-    rows, watched = choose_rows(PretrainConfig(data="s", out="a", splits=("Train",)), store)
+    _, rows, watched = choose_rows(PretrainConfig(data="s", out="a", splits=("Train",)), store)
     assert len(rows) == len(watched) == 32
-    rows, watched = choose_rows(PretrainConfig(data="s", out="a", splits=("Train", "VAL")), store)
+    _, rows, watched = choose_rows(
+        PretrainConfig(data="s", out="a", splits=("Train", "VAL")), store
+    )
     assert (len(rows), len(watched)) == (64, 0)
     assert len(rows_of(store, ("VAL",), "--val-splits")) == 32
     with pytest.raises(SpcxrError, match="no row in split 'valid'; it has train, val"):

@@ -24,6 +24,10 @@ def settings(store, out, **changes):
     return PretrainConfig(**{"data": str(store), "out": str(out), **base, **changes})
 
 
+def listed(rows):
+    return rows[np.arange(len(rows))].tolist()
+
+
 def test_schedules_reach_their_ends(make_store, tmp_path):
     store = make_store(splits=["train"] * 18 + ["val"] * 6, count=24)
     training = pretrain_start.build(
@@ -45,11 +49,12 @@ def test_rows_to_learn_from(make_store, tmp_path):
     held_out = ("external-b", "holdout")
     splits = ("train", "pretrain", "val-a", "val-b", "test", "drift-site", "train", *held_out)
     store = make_store(splits=list(splits), count=len(splits))
-    rows, held_out = pretrain_start.choose_rows(settings(store.path, tmp_path), store)
-    assert (rows.tolist(), held_out.tolist()) == ([0, 1, 6], [2, 3])
+    order, rows, held_out = pretrain_start.choose_rows(settings(store.path, tmp_path), store)
+    assert (listed(rows), held_out.tolist()) == ([0, 1, 6], [2, 3])
+    assert sorted(order.take(0, 0, 3).tolist()) == [0, 1, 6]
     chosen = settings(store.path, tmp_path, splits=("pretrain", "val-a"))
-    rows, held_out = pretrain_start.choose_rows(chosen, store)
-    assert (rows.tolist(), held_out.tolist()) == ([1, 2], [3])
+    _, rows, held_out = pretrain_start.choose_rows(chosen, store)
+    assert (listed(rows), held_out.tolist()) == ([1, 2], [3])
 
 
 def test_rows_that_are_not_there(make_store, tmp_path):
@@ -103,7 +108,7 @@ def test_too_few_images_for_several_processes(make_store, tmp_path):
 def test_sites_are_seen_as_often_as_their_weights_say(make_store, tmp_path):
     store = make_store({"site": ["a"] * 16 + ["b"] * 48}, splits=["train"] * 64)
     config = settings(store.path, tmp_path, site_weights=("a=3",))
-    order = pretrain_start.weigh_sites(config, store, np.arange(64))
+    order = pretrain_start.choose_rows(config, store)[0]
     for epoch in range(3):
         seen = np.bincount(order.take(epoch, 0, 64), minlength=64)
         assert (seen[:16].sum(), seen[16:].sum()) == (32, 32)
@@ -123,7 +128,7 @@ def test_weights_of_sites_that_cannot_be(make_store, tmp_path, weights, said):
     store = make_store({"site": ["a", "b"] * 32})
     config = settings(store.path, tmp_path, site_weights=weights)
     with pytest.raises(SpcxrError, match=said):
-        pretrain_start.weigh_sites(config, store, np.arange(64))
+        pretrain_start.choose_rows(config, store)[0]
 
 
 # --- probe, weights to start from -----------------------------------------------------------
