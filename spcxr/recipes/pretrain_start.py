@@ -27,7 +27,7 @@ from spcxr.train.checkpoint import Checkpoints, Position
 from spcxr.train.distributed import World
 from spcxr.train.optim import build_adamw
 from spcxr.train.order import Order
-from spcxr.train.parallel import spread, whole
+from spcxr.train.parallel import blocks_of, spread, whole
 from spcxr.train.schedule import cosine
 
 MOST_VALIDATED = 512  # held-out images an epoch's loss is taken over: a figure, not a study
@@ -186,7 +186,7 @@ def build(config: PretrainConfig, folder: Path, store: Store, world: World) -> T
     encoder.recompute = config.recompute
     objective = OBJECTIVES[config.objective].build(encoder, **config.options).to(world.device)
     if config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda"):
-        for block in encoder.blocks:
+        for block in blocks_of(objective):
             block.compile()
     large = VIT_SIZES[config.model].width >= VIT_SIZES["vit_large"].width
     on_gpus = world.device.type == "cuda"

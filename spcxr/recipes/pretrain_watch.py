@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from spcxr.recipes.pretrain import Loop
 
 SHOWN = 8
+REBUILDING = ("l1", "mse")  # one of them is among each objective's losses
 AT_ONCE = 64  # whatever a step's size on however many processes: the figure is the same
 
 
 @torch.no_grad()
 def validate(loop: Loop, position: Position) -> Position:
-    """The loss on held-out images, whole and corrupted alike each time; the best is remembered.
+    """The losses on held-out images, whole and corrupted alike each time; the best is remembered.
 
-    Every rank computes it all: they agree without a word.
+    Judged by how well hidden pixels are rebuilt: what is learned from a teacher moves with the
+    teacher. Every rank computes it all: they agree without a word.
     """
     training, device = loop.training, loop.training.world.device
     held_out, size = training.held_out, min(AT_ONCE, training.config.batch_size)
@@ -36,20 +38,25 @@ def validate(loop: Loop, position: Position) -> Position:
         return position
     training.objective.eval()
     training.objective.begin_step(training.progress(position.step))
-    total, hidden = 0.0, 0
+    totals: dict[str, float] = {}
+    hidden = 0
     for i in range(0, len(held_out), size):
         batch = views.draw(training.store, held_out[i : i + size], training.law, epoch=None)
         count = views.hidden(batch[0])
         with autocast(device, loop.precision):
             losses = training.objective([v.to(device) for v in batch], dtype=loop.token_type)
-        # The loss is a mean over hidden pixels, so batches count by theirs.
-        total, hidden = total + float(losses["loss"]) * count, hidden + count
-    loss_value = total / max(hidden, 1)
+        # Means over hidden pixels, so batches count by theirs.
+        hidden += count
+        for name, value in losses.items():
+            totals[name] = totals.get(name, 0.0) + float(value) * count
+    found = {name: total / max(hidden, 1) for name, total in totals.items()}
+    judged = next(name for name in REBUILDING if name in found)
     epoch = position.step // training.epoch_steps
-    loop.journal.record("val", position.step, {"loss": loss_value, "epoch": epoch})
-    loop.journal.say(f"epoch {epoch} of {training.config.epochs}: held-out loss {loss_value:.4f}")
-    if position.best is None or loss_value < position.best:
-        return replace(position, best=loss_value, best_step=position.step)
+    loop.journal.record("val", position.step, {**found, "epoch": epoch})
+    said = f"held-out {judged} {found[judged]:.4f}"
+    loop.journal.say(f"epoch {epoch} of {training.config.epochs}: {said}")
+    if position.best is None or found[judged] < position.best:
+        return replace(position, best=found[judged], best_step=position.step)
     return position
 
 

@@ -35,13 +35,17 @@ def spread(module: nn.Module, world: World, *, shard: bool, methods: tuple[str, 
         copies.broadcast_buffers = False  # as an argument it has another name since torch 2.13
         return copies
     mesh = torch.distributed.init_device_mesh(world.device.type, (world.size,))
-    for part in list(module.modules()):
-        for block in getattr(part, "blocks", ()):
-            fully_shard(block, mesh=mesh)
+    for block in blocks_of(module):
+        fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
     for name in methods:
         register_fsdp_forward_method(module, name)
     return module
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The blocks of all transformers inside a module: encoder, decoder, teacher."""
+    return [block for part in module.modules() for block in getattr(part, "blocks", ())]
 
 
 @contextmanager
