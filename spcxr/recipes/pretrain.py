@@ -159,6 +159,8 @@ def learn(loop: Loop, position: Position) -> None:
         if inside or last or best or stopped or epoch % config.save_every_epochs == 0:
             loop.save(position)
         if stopped and not last:
+            # A rank that ends has torchrun end the others, and rank 0 may still be writing.
+            float(training.world.add_up(torch.zeros((), device=training.world.device)))
             where = f"step {position.step} of {training.total_steps}"
             loop.signals.raise_interrupted(training.folder, "pretrain", where)
 

@@ -213,6 +213,12 @@ def go_on(training: Training, checkpoints: Checkpoints) -> Position:
     """Where to start: at the last checkpoint, or at the beginning."""
     data = str(training.store.facts["content_hash"])
     position = checkpoints.load(model=training.objective, optimizer=training.optimizer)
+    first = training.world.once(lambda: str(position.step if position else 0))
+    if int(first) != (position.step if position else 0):
+        raise SpcxrError(
+            f"{training.folder}: rank {training.world.rank} finds another checkpoint there than "
+            "rank 0; give an --out on a file system that all nodes share"
+        )
     if position is None:
         return Position(data=data)
     if position.data != data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,9 @@ def validate(loop: Loop, position: Position) -> Position:
     epoch = position.step // training.epoch_steps
     loop.journal.record("val", position.step, {"loss": loss_value, "epoch": epoch})
     loop.journal.say(f"epoch {epoch} of {training.config.epochs}: held-out loss {loss_value:.4f}")
-    if position.best is None or loss_value < position.best:
+    # A loss that is not finite is no best: nothing would be less than NaN.
+    better = position.best is None or loss_value < position.best
+    if math.isfinite(loss_value) and better:
         return replace(position, best=loss_value, best_step=position.step)
     return position
 
