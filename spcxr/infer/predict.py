@@ -154,7 +154,8 @@ def forward_batches(
     for start in range(0, len(rows), compute.batch_size):
         batch = rows[start : start + compute.batch_size]
         pixels = store.images(batch)
-        images = network_input(pixels, encoder.image_px, normalisation, compute.device)
+        grey = network_input(pixels, encoder.image_px, normalisation, compute.device)
+        images = grey.expand(-1, encoder.channels, -1, -1)  # 3: grey given thrice
         was_training = model.training
         model.eval()
         with compute.autocast():

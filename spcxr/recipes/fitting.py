@@ -249,7 +249,7 @@ def augmented(course: Course, rows: Rows, pixels: NDArray[Any], epoch: int) -> t
     size = course.start.encoder.image_px
     grey = network_input(pixels, size, Normalisation(0.0, 1.0), course.compute.device)
     images = (warp_images(grey, warps) - normalisation.mean) / normalisation.std
-    return images, warps
+    return images.expand(-1, course.start.encoder.channels, -1, -1), warps  # 3: grey thrice
 
 
 def _judge(course: Course, task: Task, position: Position, journal: Journal) -> Position:

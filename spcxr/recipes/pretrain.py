@@ -38,7 +38,7 @@ from spcxr.train.distributed import World, join_world
 from spcxr.train.guard import note_bad_step, refuse_endless_bad_steps
 from spcxr.train.heap import keep_freed_memory
 from spcxr.train.interrupt import Signals, watch_signals
-from spcxr.train.journal import Journal, Silent
+from spcxr.train.journal import Journal, Silent, cut_records
 from spcxr.train.model_card import write_model_card
 from spcxr.train.optim import Step, set_rates, take_step
 from spcxr.train.parallel import syncing
@@ -97,7 +97,7 @@ def images_of(world: World, config: PretrainConfig, folder: Path) -> Store:
     def made() -> str:
         # Weights of ours know which grey levels they have seen.
         place, init, wanted = folder / "store", config.init or "", None
-        if init and not is_foreign(init):
+        if init and not is_foreign(init) and not Checkpoints(folder).begun:
             wanted = load_model_folder(init).config["preprocess"]
         return str(open_images(config.data, place, size_px=size_px, wanted=wanted, init=init).path)
 
@@ -109,6 +109,7 @@ def open_books(training: Training, position: Position) -> Journal:
     config = training.config
     if not training.world.first:
         return Silent()
+    cut_records(training.folder / "bad_steps.jsonl", position.step)
     return Journal(
         training.folder,
         step=position.step,
@@ -159,6 +160,8 @@ def learn(loop: Loop, position: Position) -> None:
         if inside or last or best or stopped or epoch % config.save_every_epochs == 0:
             loop.save(position)
         if stopped and not last:
+            # A rank that ends has torchrun end the others, and rank 0 may still be writing.
+            float(training.world.add_up(torch.zeros((), device=training.world.device)))
             where = f"step {position.step} of {training.total_steps}"
             loop.signals.raise_interrupted(training.folder, "pretrain", where)
 

@@ -129,9 +129,11 @@ def weigh_sites(config: PretrainConfig, store: Store, splits: Sequence[str], row
         return Order(rows, seed=config.seed)
     weights = {}
     for entry in config.site_weights:
-        site, _, weight = entry.rpartition("=")
+        site, equals, weight = entry.rpartition("=")
+        if site in weights:
+            raise SpcxrError(f"--site-weights names site {site!r} twice; keep one")
         try:
-            weights[site] = float(weight)
+            weights[site] = float(weight if equals else "none")
         except ValueError as error:
             raise SpcxrError(f"--site-weights {entry!r}; give site=number, as in a=2") from error
     groups = store.manifest.row_sets(splits, by="site")
@@ -213,6 +215,12 @@ def go_on(training: Training, checkpoints: Checkpoints) -> Position:
     """Where to start: at the last checkpoint, or at the beginning."""
     data = str(training.store.facts["content_hash"])
     position = checkpoints.load(model=training.objective, optimizer=training.optimizer)
+    first = training.world.once(lambda: str(position.step if position else 0))
+    if int(first) != (position.step if position else 0):
+        raise SpcxrError(
+            f"{training.folder}: rank {training.world.rank} finds another checkpoint there than "
+            "rank 0; give an --out on a file system that all nodes share"
+        )
     if position is None:
         return Position(data=data)
     if position.data != data:

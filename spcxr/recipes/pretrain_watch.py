@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def validate(loop: Loop, position: Position) -> Position:
     """The losses on held-out images, whole and corrupted alike each time; the best is remembered.
 
     Judged by how well hidden pixels are rebuilt: what is learned from a teacher moves with the
-    teacher. Every rank computes it all: they agree without a word.
+    teacher. Every rank computes it all, which costs no more time than rank 0 alone.
     """
     training, device = loop.training, loop.training.world.device
     held_out, size = training.held_out, min(AT_ONCE, training.config.batch_size)
@@ -49,13 +50,18 @@ def validate(loop: Loop, position: Position) -> Position:
         hidden += count
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + float(value) * count
-    found = {name: total / max(hidden, 1) for name, total in totals.items()}
+    # Devices may differ in a last digit, and all ranks must agree which epoch is the best.
+    world = training.world
+    sums = world.add_up(torch.tensor(list(totals.values()), device=device)) / world.size
+    found = {n: total / max(hidden, 1) for n, total in zip(totals, sums.tolist(), strict=True)}
     judged = next(name for name in REBUILDING if name in found)
     epoch = position.step // training.epoch_steps
     loop.journal.record("val", position.step, {**found, "epoch": epoch})
     said = f"held-out {judged} {found[judged]:.4f}"
     loop.journal.say(f"epoch {epoch} of {training.config.epochs}: {said}")
-    if position.best is None or found[judged] < position.best:
+    # A loss that is not finite is no best: nothing would be less than NaN.
+    better = position.best is None or found[judged] < position.best
+    if math.isfinite(found[judged]) and better:
         return replace(position, best=found[judged], best_step=position.step)
     return position
 

@@ -339,11 +339,11 @@ class Checkpoints:
             # Replacing the folder that `last` points to would leave a moment without any.
             folder = folder.with_name(folder.name + "-again")
         _publish(folder, position, states)
-        self._point(self.last, folder.name)
         if position.best is not None and position.best_step == position.step:
             self._point(self.best, folder.name)
         if position.bad_in_a_row and not self.bad.is_symlink():
             self._point(self.bad, folder.name)
+        self._point(self.last, folder.name)  # the others first: a kill between leaves none behind
         self._tidy()
         self._saved_at = time.monotonic()
         return folder
@@ -362,10 +362,11 @@ class Checkpoints:
 
     def _point(self, link: Path, target: str) -> None:
         draft = link.with_name(f"{DRAFT}{link.name}-{os.getpid()}")
-        draft.unlink(missing_ok=True)
-        draft.symlink_to(target, target_is_directory=True)
-        draft.replace(link)
-        sync(self.folder)
+        with _written(link, draft):
+            draft.unlink(missing_ok=True)
+            draft.symlink_to(target, target_is_directory=True)
+            draft.replace(link)
+            sync(self.folder)
 
     def _tidy(self) -> None:
         """Remove checkpoints that are not to be kept, and drafts of processes that died."""
@@ -382,5 +383,8 @@ class Checkpoints:
             for folder in folders:
                 if folder.resolve() not in kept:
                     shutil.rmtree(folder)
-        for draft in self.folder.glob(f"{DRAFT}step-*"):
-            shutil.rmtree(draft)
+        for draft in self.folder.glob(f"{DRAFT}*"):
+            if draft.is_symlink():
+                draft.unlink()
+            else:
+                shutil.rmtree(draft)

@@ -151,6 +151,19 @@ class World:
         return str(answer["made"])
 
 
+def own_gpu(local_rank: int, seen: int) -> int:
+    """The number of this process's GPU among those it sees; the one, where it sees no other.
+
+    >>> own_gpu(3, 8), own_gpu(3, 1)  # the latter: srun --gpus-per-task=1
+    (3, 0)
+    """
+    if seen == 1:
+        return 0
+    if local_rank >= seen:
+        raise SpcxrError(f"local rank {local_rank} has no GPU of {seen}; start one process a GPU")
+    return local_rank
+
+
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
     """Join the other processes of this job, if there are any, for as long as the block lasts.
@@ -170,12 +183,7 @@ def join_world(device: str) -> Iterator[World]:
         yield World(here)
         return
     if here.type == "cuda":
-        if found.local_rank >= torch.cuda.device_count():
-            raise SpcxrError(
-                f"local rank {found.local_rank} has no GPU: there are {torch.cuda.device_count()}; "
-                "start one process a GPU"
-            )
-        here = torch.device("cuda", found.local_rank)
+        here = torch.device("cuda", own_gpu(found.local_rank, torch.cuda.device_count()))
         torch.cuda.set_device(here)
     os.environ |= {
         "RANK": str(found.rank),
@@ -217,7 +225,8 @@ def _naming_the_dead(watch: Watch) -> Iterator[None]:
         watch.stop(f"failed: {error}")
         raise
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError):
+        # gloo's errors have no type of their own.
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
             # A collective broke off because somebody is gone: the watch ends this process by name.
             watch.broken.set()
             watch.join(SILENT_S + 5 * PULSE_S)

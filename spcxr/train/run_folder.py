@@ -15,9 +15,11 @@ import yaml
 
 from spcxr.errors import SpcxrError
 
-# Settings that may differ when a run goes on: how it is named, where it computes, what it keeps.
-FREE = ("out", "resume", "device", "accumulate", "compile", "recompute", "parallel",
-        "keep_last", "keep_every_epochs", "save_every_s", "track")  # fmt: skip
+# Settings that may differ when a run goes on: where it and its images are (`Position.data` tells
+# whether these are the same), where it computes, what it shows and keeps.
+FREE = ("out", "data", "resume", "device", "accumulate", "compile", "recompute", "parallel",
+        "keep_last", "keep_every_epochs", "save_every_s", "save_every_epochs", "sample_every",
+        "probe", "probe_every", "track")  # fmt: skip
 
 
 @contextmanager

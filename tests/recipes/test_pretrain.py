@@ -272,6 +272,24 @@ def test_accumulated_batches_make_one_step(store, tmp_path):
 # --- losses that are not finite -------------------------------------------------------------
 
 
+def test_a_held_out_loss_that_is_not_finite_is_no_best(store, tmp_path, monkeypatch):
+    rebuild = gmml.rebuilding_loss
+    seen = []
+
+    def poisoned(rebuilt, views, **options):
+        loss = rebuild(rebuilt, views, **options)
+        seen.append(torch.is_grad_enabled())
+        return loss if torch.is_grad_enabled() or False in seen[:-1] else loss * float("nan")
+
+    monkeypatch.setattr(gmml, "rebuilding_loss", poisoned)
+    # Six held-out images in batches of six: the first epoch's loss alone is poisoned.
+    folder = run(settings(store, tmp_path / "a", epochs=2, batch_size=6, sample_every=0))
+    first, second = losses(folder, "val")
+    assert first is None
+    position = json.loads((folder / "checkpoints/best/checkpoint.json").read_text())["position"]
+    assert (position["best"], position["best_step"]) == (second, 6)
+
+
 def test_one_bad_step_is_left_out_written_down_and_replayed(store, tmp_path, monkeypatch):
     gather = gmml.masked_patch_gather
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -168,6 +169,43 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(store, tmp_path):
     assert "stopped by SIGUSR1" in said[1]
     assert "stopped by a signal to another process" in said[0]
     assert all("--resume auto" in text for text in said)
+
+
+SLOW = (
+    "import sys, time; import spcxr.train.checkpoint as c; write = c._publish;"
+    "c._publish = lambda *a: (write(*a), time.sleep(3),"
+    " print('written', time.time(), file=sys.stderr));"
+)
+
+
+def test_a_rank_that_is_stopped_waits_for_the_checkpoint_that_rank_0_writes(
+    store, tmp_path, monkeypatch
+):
+    """Else torchrun, which ends all ranks after the first that ends, kills the writer."""
+    monkeypatch.setattr(sys.modules[__name__], "CODE", SLOW + CODE)
+    processes = start(store, tmp_path / "a", ranks=2, epochs=2000)
+    wait_for(tmp_path / "a" / "checkpoints" / "last", processes)
+    processes[1].send_signal(signal.SIGUSR1)
+    processes[1].wait(60)
+    ended = time.time()
+    said = end(processes, code=130)
+    assert float(re.findall(r"written ([\d.]+)", said[0])[-1]) <= ended
+
+
+def test_ranks_that_find_different_checkpoints_are_refused(store, tmp_path):
+    """Folders of their own, as on nodes without a shared file system."""
+    apart = (
+        "import os, pathlib; import spcxr.train.checkpoint as c; begin = c.Checkpoints.__init__;"
+        "c.Checkpoints.__init__ = lambda self, folder, **k: begin(self,"
+        " folder / 'none' if os.environ.get('RANK') == '1' else folder, **k);"
+    )
+    end(start(store, tmp_path / "a", ranks=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "CODE", apart + CODE)
+        processes = start(store, tmp_path / "a", ranks=2)
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert all("rank 1 finds another checkpoint there than rank 0" in text for text in said)
+    assert all(process.returncode for process in processes)
 
 
 @pytest.mark.parametrize("dead", [0, 1])

@@ -120,6 +120,8 @@ def test_sites_are_seen_as_often_as_their_weights_say(make_store, tmp_path):
     [
         (("c=2",), r"--site-weights: no group 'c'; choose from: a, b"),
         (("a",), r"--site-weights 'a'; give site=number, as in a=2"),
+        (("2",), r"--site-weights '2'; give site=number, as in a=2"),
+        (("a=1", "a=3"), r"--site-weights names site 'a' twice"),
         (("a=-1",), r"--site-weights: a has -1"),
         (("a=0", "b=0"), r"no group is left"),
     ],

@@ -9,6 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from spcxr.errors import SpcxrError
 from spcxr.infer.predict import Normalisation
+from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import load_model_folder
 from spcxr.recipes.probe import PENALTY, TEMPERATURE, Probe, knn_scores, linear_scores, probe
 from spcxr.train.device import Compute
@@ -51,6 +52,16 @@ def test_an_image_that_shows_its_label_is_told(make_store, encoder):
     assert found["labels"] == 2
     assert found["linear_auroc"] > 0.95
     assert found["knn_auroc"] > 0.8
+
+
+def test_an_encoder_of_three_channels_is_given_grey_thrice(make_store, encoder):
+    state = encoder.state_dict()
+    for name in [n for n in state if n.startswith("patch_embed.") and state[n].ndim > 1]:
+        state[name] = torch.cat([state[name], *[torch.zeros_like(state[name])] * 2], 1)
+    wide = VisionTransformer(image_px=32, patch_px=8, channels=3, width=24, depth=4, heads=3)
+    wide.load_state_dict(state)
+    store = make_store(squares)
+    assert probe(wide, store, COMPUTE) == pytest.approx(probe(encoder, store, COMPUTE), abs=0.02)
 
 
 def test_labels_that_mean_nothing_score_by_chance(make_store, encoder):
