@@ -17,11 +17,9 @@ from spcxr import cli
 from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
 from spcxr.data.store import StoreWriter
-from spcxr.errors import Interrupted
 from spcxr.models import vit
 from spcxr.objectives.gmml import build_gmml
 from spcxr.recipes import pretrain
-from spcxr.recipes.pretrain import PretrainConfig, run
 from spcxr.train.checkpoint import load_checkpoint
 from spcxr.train.journal import read_records
 
@@ -122,27 +120,6 @@ def test_sigterm_saves_and_says_how_to_go_on(store, tmp_path, monkeypatch):
     assert answer.exit_code == 130, answer.output
     assert f"going on after step {done} of 8000" in (out / "train.log").read_text()
     assert steps(out) == [*range(1, done + 3)]
-
-
-def test_sigkill_leaves_a_run_that_goes_on(store, tmp_path, monkeypatch):
-    out = tmp_path / "a"
-    process = spawn(store, out, **LONG)
-    wait_for(out / "checkpoints" / "step-00000012", process)
-    process.kill()
-    process.communicate(timeout=60)
-    learn_step = pretrain.learn_step
-    begun = []
-
-    def stopped(loop, parts, step):
-        begun.append(step)
-        signal.raise_signal(signal.SIGTERM)
-        return learn_step(loop, parts, step)
-
-    monkeypatch.setattr(pretrain, "learn_step", stopped)
-    with pytest.raises(Interrupted):
-        run(PretrainConfig(data=str(store), out=str(out), **LONG))
-    assert begun[0] >= 8
-    assert steps(out) == [*range(1, begun[0] + 2)]
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])

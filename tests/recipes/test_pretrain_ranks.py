@@ -39,17 +39,34 @@ FLAGS = {
 }
 
 
+BROKEN = (
+    "import os, spcxr.recipes.pretrain as p; step = p.learn_step\n"
+    "def broken(loop, parts, n):\n"
+    "    if n == 3 and os.environ['RANK'] == '1': raise RuntimeError('a bug of its own')\n"
+    "    return step(loop, parts, n)\n"
+    "p.learn_step = broken\n"
+)
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def start(store, out, *, ranks=1, slurm=False, **flags):
+def start(store, out, *, ranks=1, slurm=False, first="", **flags):
     """The processes of a run, as torchrun or srun would start them."""
     given = FLAGS | {name.replace("_", "-"): value for name, value in flags.items()}
     words = [f"--{name}={value}" for name, value in given.items()]
-    command = [sys.executable, "-c", CODE, "pretrain", f"--data={store}", f"--out={out}", *words]
+    command = [
+        sys.executable,
+        "-c",
+        first + CODE,
+        "pretrain",
+        f"--data={store}",
+        f"--out={out}",
+        *words,
+    ]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MASTER_"))}
     port, made = str(free_port()), []
     for rank in range(ranks):
@@ -96,9 +113,9 @@ def figures(folder, kind="train"):
     return [r["loss"] for r in read_records(folder) if r["kind"] == kind]
 
 
-def wait_for(path, processes, limit_s=60):
+def wait_for(path, processes, limit_s=60, written=False):
     until = time.monotonic() + limit_s
-    while not path.exists():
+    while not path.exists() or (written and not path.stat().st_size):
         assert all(p.poll() is None for p in processes), [p.communicate() for p in processes]
         assert time.monotonic() < until, f"{path} did not appear"
         time.sleep(0.02)
@@ -145,12 +162,19 @@ def test_two_processes_give_the_losses_of_one(store, one, tmp_path, parallel, sl
     load_model_folder(tmp_path / "two")
 
 
-@pytest.mark.parametrize(("before", "after"), [((2, "ddp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp"))])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((2, "ddp"), (1, "ddp")),
+        pytest.param((1, "ddp"), (2, "fsdp"), marks=pytest.mark.slow),
+        pytest.param((2, "fsdp"), (2, "ddp"), marks=pytest.mark.slow),
+    ],
+)
 def test_going_on_with_another_number_of_processes(store, one, tmp_path, before, after):
     """In mid-epoch, with the same images a step: the losses of a run that nothing stopped."""
     out = tmp_path / "a"
     first = start(store, out, ranks=before[0], parallel=before[1])
-    wait_for(out / "metrics.jsonl", first)
+    wait_for(out / "metrics.jsonl", first, written=True)
     first[-1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=120)[1] for process in first]
     assert {process.returncode for process in first} == {130}, said
@@ -192,6 +216,7 @@ def test_a_rank_that_is_stopped_waits_for_the_checkpoint_that_rank_0_writes(
     assert float(re.findall(r"written ([\d.]+)", said[0])[-1]) <= ended
 
 
+@pytest.mark.slow
 def test_ranks_that_find_different_checkpoints_are_refused(store, tmp_path):
     """Folders of their own, as on nodes without a shared file system."""
     apart = (
@@ -221,6 +246,16 @@ def test_a_rank_that_dies_ends_the_others_by_name(store, tmp_path, dead):
     assert line.startswith(f"error: rank {dead}"), said
     assert "goes on from the last checkpoint" in line
     processes[dead].communicate(timeout=60)
+
+
+def test_an_error_of_one_rank_ends_the_others_with_its_words(store, tmp_path):
+    processes = start(store, tmp_path / "a", ranks=2, first=BROKEN)
+    _, own = processes[1].communicate(timeout=60)
+    began = time.monotonic()
+    _, other = processes[0].communicate(timeout=60)
+    assert time.monotonic() - began < 15, other
+    assert "RuntimeError: a bug of its own" in own
+    assert "rank 1 failed: a bug of its own" in other.strip().splitlines()[-1]
 
 
 def test_what_rank_0_refuses_all_refuse(store, tmp_path):
