@@ -12,12 +12,17 @@ same layout, and tests hold all three to the same words::
 from __future__ import annotations
 
 import math
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spcxr.errors import SpcxrError
 from spcxr.ops.checks import traced
+
+Words = TypeVar("Words", Tensor, NDArray[np.uint64])
 
 # A number, once given, stays: reusing one would repeat another stream's randomness.
 STREAMS = {"groups": 1, "crop": 2, "noise": 3, "kind": 4, "depth": 5, "shuffle": 6}
@@ -56,19 +61,19 @@ def stream_number(stream: str) -> int:
     return STREAMS[name] | number << 8
 
 
-def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Ten rounds of Philox4x32 on int64 tensors that hold 32-bit words.
+def philox4x32(counter: tuple[Words, ...], key: tuple[int, int]) -> tuple[Words, ...]:
+    """Ten rounds of Philox4x32 on int64 tensors, or uint64 arrays, that hold 32-bit words.
 
     Parameters
     ----------
     counter
-        four int64 tensors that broadcast against each other, values in [0, 2**32).
+        four of them that broadcast against each other, values in [0, 2**32).
     key
         two ints in [0, 2**32).
 
     Returns
     -------
-    four int64 tensors of the broadcast shape, values in [0, 2**32).
+    four of the broadcast shape, values in [0, 2**32).
 
     >>> zero = torch.zeros((), dtype=torch.int64)
     >>> [hex(int(w)) for w in philox4x32((zero,) * 4, (0, 0))]
@@ -112,21 +117,30 @@ def words(image_ids: Tensor, count: int, *, seed: int, epoch: int, stream: str) 
     """
     check_ids(image_ids)
     check_key(seed, epoch)
+    key, top = (seed & _LOW, seed >> 32), stream_number(stream) << 16
+    if image_ids.device.type == "cpu" and not traced(image_ids):
+        # numpy's small operations cost a third of torch's: most of a loader's fixed cost.
+        array = image_ids.numpy().astype(np.uint64)
+        made = np.empty((len(array), count, 4), np.int64)
+        _fill(made, array, np.arange(count, dtype=np.uint64), np.uint64(epoch), top, key)
+        return torch.from_numpy(made)
     device = image_ids.device
-    key = (seed & _LOW, seed >> 32)
-    made = torch.empty(len(image_ids), count, 4, dtype=torch.int64, device=device)
-    columns = max(min(count, _CHUNK), 1)
-    rows = max(_CHUNK // columns, 1)
+    found = torch.empty(len(image_ids), count, 4, dtype=torch.int64, device=device)
     fixed = torch.tensor(epoch, dtype=torch.int64, device=device)
-    top = stream_number(stream) << 16
-    for b in range(0, len(image_ids), rows):
-        ids = image_ids[b : b + rows, None]
-        for i in range(0, count, columns):
-            index = torch.arange(i, min(i + columns, count), device=device)[None]
-            block = philox4x32((index, fixed, ids & _LOW, ids >> 32 | top), key)
-            for word, values in enumerate(block):
+    _fill(found, image_ids, torch.arange(count, device=device), fixed, top, key)
+    return found
+
+
+def _fill(made: Any, ids: Any, index: Any, epoch: Any, top: int, key: tuple[int, int]) -> None:
+    """Blocks into ``made [B, count, 4]``, as many at a time as the L2 cache holds."""
+    columns = max(min(len(index), _CHUNK), 1)
+    rows = max(_CHUNK // columns, 1)
+    for b in range(0, len(ids), rows):
+        some = ids[b : b + rows, None]
+        for i in range(0, len(index), columns):
+            counter = (index[None, i : i + columns], epoch, some & _LOW, some >> 32 | top)
+            for word, values in enumerate(philox4x32(counter, key)):
                 made[b : b + rows, i : i + columns, word] = values
-    return made
 
 
 def uniform(image_ids: Tensor, n: int, *, seed: int, epoch: int, stream: str) -> Tensor:

@@ -25,7 +25,9 @@ THREADED = ("test_core", "test_cuda_emulated", "test_cuda_gather", "test_cuda_at
 
 
 @needs_compiler
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+@pytest.mark.parametrize(
+    "sanitizer", ["address,undefined", pytest.param("thread", marks=pytest.mark.slow)]
+)
 def test_ctest_under_sanitizers(tmp_path, sanitizer):
     """Index arithmetic, generator, law; and the CUDA kernels emulated thread by thread."""
     configure = ["cmake", "-S", ROOT, "-B", tmp_path, "-DSPCXR_CUDA=OFF"]

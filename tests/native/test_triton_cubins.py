@@ -108,7 +108,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module", params=[80, 90])
+@pytest.fixture(scope="module", params=[pytest.param(80, marks=pytest.mark.slow), 90])
 def compiled(request, tmp_path_factory):
     """(architecture, what was found of each compiled kernel)."""
     pytest.importorskip("triton", reason="triton is not installed")

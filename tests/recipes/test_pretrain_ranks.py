@@ -202,6 +202,7 @@ SLOW = (
 )
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_stopped_waits_for_the_checkpoint_that_rank_0_writes(
     store, tmp_path, monkeypatch
 ):

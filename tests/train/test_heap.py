@@ -34,8 +34,8 @@ print(plain, faults())
 @pytest.mark.parametrize("where", ["main", "thread"])
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_blocks_of_megabytes_are_reused(where):
-    """24 MiB, twenty times: 6144 pages once, where 122,880 would be cleared without."""
+    """24 MiB, twenty times: 6144 pages a few times, where 122,880 would be cleared without."""
     words = [sys.executable, "-c", COUNT, where]
     run = subprocess.run(words, capture_output=True, text=True, check=True)
     _, kept = map(int, run.stdout.split())
-    assert kept < 3 * 6144
+    assert kept < 122_880 / 4
