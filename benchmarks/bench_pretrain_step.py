@@ -4,7 +4,8 @@
 
 ViT-S/16 at 224 px, 8 images (64 on CUDA), `sit` (two views, EMA teacher) and `gmml`; boxes of whole
 pixels in 256 x 256 uint8 images, half of them mirrored, groups filled with zeros, which both can do
-alike. Both start from the same weights; losses of two steps are asserted equal first. In bfloat16
+alike. Both start from the same weights; losses and gradient norms of two steps are asserted equal
+first. In bfloat16
 on a CPU that multiplies it in hardware and on CUDA; in float32 elsewhere, where products of
 matrices leave little to gain: the targets are those of bfloat16.
 """
@@ -71,9 +72,9 @@ def our_step(ours, views, precision, device):
         loss.backward()
         ours.end_backward()
         set_rates(optimizer, lr=1e-4, weight_decay=0.04)
-        told = take_step(optimizer, loss, clip=3.0).loss
+        told = take_step(optimizer, loss, clip=3.0)
         ours.end_step()
-        return told
+        return told.loss, told.grad_norm
 
     return step
 
@@ -95,10 +96,10 @@ def plain_step(twin, data, precision, device):
             loss = twin(crops)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 3.0)
+        norm = torch.nn.utils.clip_grad_norm_(trained, 3.0)
         optimizer.step()
         twin.follow(0.996)
-        return float(loss.detach())
+        return float(loss.detach()), float(norm)
 
     return step
 
@@ -120,9 +121,9 @@ def test_pretrain_step(timed, device, precision, objective, what, threads):
         our_step(ours, views, precision, device),
         plain_step(twin, data, precision, device),
     )
-    # Two steps each: the second loss tells of gradients, update and teacher too.
-    tolerance = 1e-3 if precision == "fp32" else 2e-2
-    for _ in range(2):
+    # Loss and gradient norm, and again after an update, where AdamW's first step has turned the
+    # last digits of small gradients into whole ones.
+    for tolerance in (5e-3 if precision == "fp32" else 2e-2, 3e-2):
         assert mine() == pytest.approx(plain(), rel=tolerance)
     if what == "plain (compiled)":
         twin.encoder.compile()
