@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BUDGETS = Path(__file__).with_name("budgets.json")
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90a")
+EACH = pytest.mark.parametrize(
+    "architecture", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90a"]
+)
 NVCC = ("nvcc", "-std=c++17", "-O3", "-fmad=false", "-I", str(ROOT / "csrc"))
 TYPES = {"h": "uint8", "t": "uint16", "f": "float32", "7Float16": "float16"}
 TYPES |= {"8BFloat16": "bfloat16", "Lb1": "whole", "3One": "any", "5Eight": "", "Lb0": ""}
@@ -43,10 +46,14 @@ def kernel_name(mangled: str) -> str:
     return " ".join([mangled[length.end() : end], *(TYPES[c] for c in codes if TYPES[c])])
 
 
+FOLDERS: list[Path] = []  # of cubins, to be removed
+
+
 @functools.cache
 def compiled(architecture: str) -> tuple[Path, dict[str, dict[str, int]]]:
     """A folder of cubins; registers, stack, spills and shared memory of each kernel."""
     folder, made = Path(tempfile.mkdtemp()), {}
+    FOLDERS.append(folder)
     target = f"arch={architecture.replace('sm_', 'compute_')},code={architecture}"
     for source in SOURCES:
         cubin = folder / f"{source.stem}.cubin"
@@ -64,13 +71,14 @@ def compiled(architecture: str) -> tuple[Path, dict[str, dict[str, int]]]:
 @pytest.fixture(scope="module", autouse=True)
 def no_cubins_stay():
     yield
-    for architecture in ARCHITECTURES if compiled.cache_info().currsize else ():
-        shutil.rmtree(compiled(architecture)[0])
+    for folder in FOLDERS:
+        shutil.rmtree(folder)
+    FOLDERS.clear()
     compiled.cache_clear()
 
 
 @needs_nvcc
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@EACH
 def test_cuda_kernels_stay_within_their_budgets(architecture):
     """A kernel may use less than budgets.json allows, never more, and never spills."""
     budgets = json.loads(BUDGETS.read_text())
@@ -92,7 +100,7 @@ def disassembler() -> Path:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@EACH
 def test_fast_paths_use_wide_words(architecture):
     """Eight pixels a load and 16 bytes a store, in every kernel that makes eight tokens at once."""
     folder, _ = compiled(architecture)
@@ -116,7 +124,7 @@ def test_fast_paths_use_wide_words(architecture):
 
 
 @needs_nvcc
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@EACH
 def test_attention_uses_tensor_cores(architecture):
     """Products on tensor cores from shared memory, and 16 bytes a lane between it and global."""
     folder, _ = compiled(architecture)
