@@ -17,9 +17,9 @@ from spcxr.models.heads import ReconstructionHead
 from spcxr.models.over_ranks import sum_over_ranks
 from spcxr.models.projection import PrototypeHead
 from spcxr.models.vit import VisionTransformer
-from spcxr.objectives.gmml import GMML, build_gmml, rebuilding_loss
+from spcxr.objectives.gmml import build_gmml, rebuilding_loss
 from spcxr.objectives.objective import Progress, View, together
-from spcxr.objectives.teacher import Teacher, momentum_at
+from spcxr.objectives.teacher import TaughtGMML
 
 STUDENT_TEMPERATURE = 0.1
 FIRST_TEMPERATURE, SOFTENING_EPOCHS = 0.04, 30.0  # the teacher's, and how long it takes to rise
@@ -28,7 +28,7 @@ FROZEN_EPOCHS = 1.0  # of the prototypes
 GLOBAL = 2  # views that are corrupted, and that the teacher sees clean
 
 
-class MCSSL(GMML):
+class MCSSL(TaughtGMML):
     """GMML (MSE) on two views; cross-entropy with the teacher's view of images and of patches.
 
     The cls tokens of two corrupted views and of small clean ones guess the teacher's of every other
@@ -41,10 +41,6 @@ class MCSSL(GMML):
 
     Parameters
     ----------
-    reconstruction_weight
-        of the MSE beside the two cross-entropies.
-    teacher_momentum
-        at the start; 1 at the end of the run.
     teacher_temperature
         after 30 epochs; it rises from .04, or does not where this is less.
 
@@ -73,11 +69,13 @@ class MCSSL(GMML):
         teacher_momentum: float = 0.996,
         teacher_temperature: float = 0.07,
     ) -> None:
-        super().__init__(encoder, head)
-        self.projection = projection
-        self.teacher = Teacher(encoder, projection)
-        self.reconstruction_weight = reconstruction_weight
-        self.first_momentum = self.momentum = teacher_momentum
+        super().__init__(
+            encoder,
+            head,
+            projection,
+            reconstruction_weight=reconstruction_weight,
+            teacher_momentum=teacher_momentum,
+        )
         self.last_temperature = teacher_temperature
         self.temperature = min(FIRST_TEMPERATURE, teacher_temperature)
         self.frozen = False
@@ -133,7 +131,7 @@ class MCSSL(GMML):
 
     def begin_step(self, progress: Progress) -> None:
         """The teacher's momentum and temperature; whether prototypes are frozen."""
-        self.momentum = momentum_at(progress, self.first_momentum)
+        super().begin_step(progress)
         risen = min(progress.epoch / SOFTENING_EPOCHS, 1.0)
         first = min(FIRST_TEMPERATURE, self.last_temperature)
         self.temperature = first + (self.last_temperature - first) * risen
@@ -149,7 +147,7 @@ class MCSSL(GMML):
     @torch.no_grad()
     def end_step(self) -> None:
         """The teacher follows; the centres move to the means of the step on all ranks."""
-        self.teacher.follow(self.encoder, self.projection, self.momentum)
+        super().end_step()
         seen = sum_over_ranks(torch.cat([self.seen, self.seen_count], 1))
         self.centres.lerp_(seen[:, :-1] / seen[:, -1:], 1.0 - CENTRE_MOMENTUM)
 

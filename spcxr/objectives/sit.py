@@ -12,29 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spcxr.models.heads import ReconstructionHead
 from spcxr.models.over_ranks import rows_over_ranks
 from spcxr.models.projection import ProjectionHead
 from spcxr.models.vit import VisionTransformer
-from spcxr.objectives.gmml import GMML, build_gmml, rebuilding_loss
-from spcxr.objectives.objective import Progress, View, together
-from spcxr.objectives.teacher import Teacher, momentum_at
+from spcxr.objectives.gmml import build_gmml, rebuilding_loss
+from spcxr.objectives.objective import View, together
+from spcxr.objectives.teacher import TaughtGMML
 
 TEMPERATURE = 0.2
 
 
-class SiT(GMML):
+class SiT(TaughtGMML):
     """GMML on two views, and InfoNCE between each and the teacher's other one.
 
     Queries and keys are projections of the cls token after the final norm; BatchNorm in the
     projection sees both views as one batch (ours). In training the keys are those of all ranks.
 
-    Parameters
-    ----------
-    reconstruction_weight
-        SiT's lambda: 1; 5 for small data.
-    teacher_momentum
-        at the start; 1 at the end of the run.
+    ``reconstruction_weight`` is SiT's lambda: 1; 5 for small data.
 
     >>> from spcxr.objectives.corruption import Corruption, sample_fill
     >>> from spcxr.objectives.objective import whole_view
@@ -45,21 +39,6 @@ class SiT(GMML):
     >>> sorted(build_sit(encoder)([view, view]))
     ['contrast', 'l1', 'loss']
     """
-
-    def __init__(
-        self,
-        encoder: VisionTransformer,
-        head: ReconstructionHead,
-        projection: ProjectionHead,
-        *,
-        reconstruction_weight: float = 1.0,
-        teacher_momentum: float = 0.996,
-    ) -> None:
-        super().__init__(encoder, head)
-        self.projection = projection
-        self.teacher = Teacher(encoder, projection)
-        self.reconstruction_weight = reconstruction_weight
-        self.first_momentum = self.momentum = teacher_momentum
 
     def forward(
         self, views: Sequence[View], dtype: torch.dtype = torch.float32
@@ -85,14 +64,6 @@ class SiT(GMML):
         found, first = rows_over_ranks(keys) if self.training else (keys, 0)
         own = torch.arange(first, first + len(queries), device=queries.device)
         return 2 * TEMPERATURE * F.cross_entropy(queries @ found.T / TEMPERATURE, own)
-
-    def begin_step(self, progress: Progress) -> None:
-        """The teacher's momentum."""
-        self.momentum = momentum_at(progress, self.first_momentum)
-
-    def end_step(self) -> None:
-        """The teacher follows."""
-        self.teacher.follow(self.encoder, self.projection, self.momentum)
 
 
 def build_sit(

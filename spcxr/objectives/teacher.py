@@ -8,8 +8,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from spcxr.models.heads import ReconstructionHead
 from spcxr.models.over_ranks import BatchNormOverRanks
 from spcxr.models.vit import VisionTransformer
+from spcxr.objectives.gmml import GMML
 from spcxr.objectives.objective import Progress
 
 
@@ -56,6 +58,41 @@ class Teacher(nn.Module):
         for mine, student in pairs:
             for kept, seen in zip(mine.buffers(), student.buffers(), strict=True):
                 kept.copy_(seen)
+
+
+class TaughtGMML(GMML):
+    """GMML beside a head whose outputs a teacher's are compared with: what SiT and MC-SSL share.
+
+    Parameters
+    ----------
+    reconstruction_weight
+        of the loss on hidden pixels, beside what is learned from the teacher.
+    teacher_momentum
+        at the start; 1 at the end of the run.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        head: ReconstructionHead,
+        projection: nn.Module,
+        *,
+        reconstruction_weight: float,
+        teacher_momentum: float,
+    ) -> None:
+        super().__init__(encoder, head)
+        self.projection = projection
+        self.teacher = Teacher(encoder, projection)
+        self.reconstruction_weight = reconstruction_weight
+        self.first_momentum = self.momentum = teacher_momentum
+
+    def begin_step(self, progress: Progress) -> None:
+        """The teacher's momentum."""
+        self.momentum = momentum_at(progress, self.first_momentum)
+
+    def end_step(self) -> None:
+        """The teacher follows."""
+        self.teacher.follow(self.encoder, self.projection, self.momentum)
 
 
 def momentum_at(progress: Progress, start: float) -> float:

@@ -271,7 +271,7 @@ def agree(loop: Loop, parts: list[tuple[View, ...]]) -> tuple[Tensor, Tensor]:
 def note(loop: Loop, step: int, done: Done, times: dict[str, float]) -> None:
     """Write a step down."""
     training, epoch = loop.training, step // loop.training.epoch_steps
-    rows = training.rows_of(step)[0]
+    images = min(training.config.batch_size, len(training.order))
     figures = {
         **done.losses,
         "grad_norm": done.outcome.grad_norm,
@@ -279,12 +279,13 @@ def note(loop: Loop, step: int, done: Done, times: dict[str, float]) -> None:
         "weight_decay": training.weight_decay(step),
         "epoch": epoch + 1,
         **times,
-        "images_s": len(rows) / sum(times.values()),
+        "images_s": images / sum(times.values()),
         "memory_mib": memory_mib(training.world.device),
     }
     loop.journal.record("train", step + 1, figures)
-    loop.journal.advance(len(rows), {"loss": done.outcome.loss, "epoch": epoch + 1})
+    loop.journal.advance(images, {"loss": done.outcome.loss, "epoch": epoch + 1})
     if not done.outcome.taken and training.world.first:
+        rows = training.rows_of(step)[0]
         note_bad_step(training.folder, step + 1, epoch, rows, done.outcome)
 
 

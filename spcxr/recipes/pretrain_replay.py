@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -61,7 +60,7 @@ def _losses(training: Training, step: int) -> dict[str, float]:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     objective = training.objective.train()
     objective.begin_step(training.progress(step))
-    parts = replace(training, world=World(device)).rows_of(step)[1]
+    parts = training.rows_of(step)[1]
     found: dict[str, float] = {}
     for rows in parts:
         drawn = views.draw(training.store, rows, training.law, step // training.epoch_steps)

@@ -101,7 +101,8 @@ def choose_rows(config: PretrainConfig, store: Store) -> tuple[Order, RowSet, Ro
     `MOST_VALIDATED`)."""
     found = store.manifest.splits
     wanted = config.splits or tuple(s for s in found if is_training(s))
-    if missing := [s for s in wanted if not len(store.manifest.row_set(s))]:
+    known = {s.lower() for s in found}
+    if missing := [s for s in wanted if s.lower() not in known]:
         raise SpcxrError(f"{store.path}: no split {missing[0]!r}; it has: {', '.join(found)}")
     rows = store.manifest.row_set(wanted)
     if len(rows) == 0:
