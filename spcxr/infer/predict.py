@@ -7,7 +7,7 @@ that travel with the weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from spcxr.ops.crop_resize import crop_resize
 from spcxr.train.device import Compute
 
 Rows = NDArray[np.int64]
+# Grey images [B, 1, h, w] in [0, 1] and their rows -> images of the same shape and range.
+Change = Callable[[Tensor, Rows], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class TrainedModel:
     """A model with its head, ready to predict, and what its ``config.json`` says of it.
 
     ``kind`` is ``classify`` or ``segment``; ``names`` are the labels, or the structures in the
-    order of the mask's class numbers from 1; ``multilabel`` is False for segmentation.
+    order of the mask's class numbers from 1; ``multilabel`` is False for segmentation. ``folder``
+    holds its files.
     """
 
     model: Classifier | Segmenter
@@ -50,6 +53,7 @@ class TrainedModel:
     multilabel: bool
     normalisation: Normalisation
     config: dict[str, Any]
+    folder: Path
 
 
 def load_trained(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
@@ -100,6 +104,7 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
         multilabel=bool(task.get("multilabel", False)),
         normalisation=Normalisation(statistics["mean"][0], statistics["std"][0]),
         config=loaded.config,
+        folder=loaded.folder,
     )
 
 
@@ -140,10 +145,12 @@ def forward_batches(
     rows: Rows,
     normalisation: Normalisation,
     compute: Compute,
+    change: Change | None = None,
 ) -> Iterator[tuple[Rows, Tensor]]:
     """Yield ``(rows of the batch, the model's output in float32 on the device)``.
 
-    The model is put into eval mode for each batch and back as it was afterwards.
+    The model is put into eval mode for each batch and back as it was afterwards. ``change`` is
+    done to the images at the encoder's size, before they are normalised.
 
     Raises
     ------
@@ -154,7 +161,10 @@ def forward_batches(
     for start in range(0, len(rows), compute.batch_size):
         batch = rows[start : start + compute.batch_size]
         pixels = store.images(batch)
-        grey = network_input(pixels, encoder.image_px, normalisation, compute.device)
+        grey = network_input(pixels, encoder.image_px, Normalisation(0.0, 1.0), compute.device)
+        if change is not None:
+            grey = change(grey, batch)
+        grey = (grey - normalisation.mean) / normalisation.std
         images = grey.expand(-1, encoder.channels, -1, -1)  # 3: grey given thrice
         was_training = model.training
         model.eval()
@@ -178,9 +188,10 @@ def predict_classes(
     rows: Rows,
     normalisation: Normalisation,
     compute: Compute,
+    change: Change | None = None,
 ) -> NDArray[np.float32]:
     """Logits ``(n, K)`` float32 of a `Classifier` for ``rows`` of a store, in their order."""
-    batches = forward_batches(model, store, rows, normalisation, compute)
+    batches = forward_batches(model, store, rows, normalisation, compute, change)
     found = [output.cpu().numpy() for _, output in batches]
     return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 

@@ -28,11 +28,12 @@ PATCH_WEIGHT, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What a model folder holds: the encoder (eval mode), its ``config.json``, the head's state."""
+    """What ``folder`` holds: the encoder (eval mode), its ``config.json``, the head's state."""
 
     encoder: VisionTransformer
     config: dict[str, Any]
     head_state: dict[str, Tensor] | None
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,8 @@ def load_model_folder(path: str | Path) -> LoadedModel:
     head = folder / "head.safetensors"
     if (config.get("task") is not None) != head.is_file():
         raise SpcxrError(f"{folder}: task and head.safetensors go together; export it again")
-    return LoadedModel(encoder.eval(), config, read_tensors(head) if head.is_file() else None)
+    state = read_tensors(head) if head.is_file() else None
+    return LoadedModel(encoder.eval(), config, state, folder)
 
 
 def load_encoder_weights(encoder: VisionTransformer, path: str | Path) -> LoadReport:
