@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from spcxr.ops.dispatch import cpu_features
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CORES = len(os.sched_getaffinity(0))
@@ -35,7 +37,8 @@ class Target(NamedTuple):
 
 
 def device_name(device: str = "cpu") -> str:
-    """The GPU's name, or the CPU's with the number of cores this process may use."""
+    """The GPU's name, or the CPU's with its widest instructions (one model name stands for
+    machines with and without AVX-512) and the number of cores this process may use."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
@@ -43,7 +46,8 @@ def device_name(device: str = "cpu") -> str:
         r"^model name\s*: (.*)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.M
     )
     model = named.group(1) if named else platform.processor() or platform.machine()
-    return f"{model}, {CORES} cores"
+    widest = "AMX" if "amx_" in cpu_features() else torch.backends.cpu.get_cpu_capability()
+    return f"{model} {widest}, {CORES} cores"
 
 
 def slug(device: str) -> str:

@@ -96,7 +96,7 @@ def work(tmp_path_factory):
 
 
 def settings(work, out, run="classes", data=None, **given):
-    given = {"n_bootstrap": 100, "device": "cpu", **given}
+    given = {"n_bootstrap": 100, "device": "cpu", "precision": "fp32", **given}
     data = (str(data or work / "store"),)
     return EvaluateConfig(run=str(work / run), data=data, out=str(out), **given)
 
