@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import math
 import re
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ AGE_UNITS = {"": 1, "+": 1, "Y": 1, "M": 12, "W": 52.18, "D": 365.25}
 
 def read_table(path: str | Path) -> Columns:
     """Column name -> cells as stripped text; ``""`` is blank. The suffix ``.parquet`` decides.
+
+    A ``.csv.gz`` is unpacked on the way.
 
     Byte-order marks, spaces around names and cells, blank lines and pandas' unnamed blank columns
     are taken as meant. Semicolons or tabs between the cells, ragged rows and doubled names are
@@ -44,15 +47,17 @@ def read_table(path: str | Path) -> Columns:
 
 
 def _read_csv(path: Path) -> Columns:
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with opened(path, "rt", newline="", encoding="utf-8-sig") as file:
             return _columns(path, csv.reader(file, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise SpcxrError(
             f"{path}: not a UTF-8 CSV ({error}); save it again as UTF-8 CSV"
         ) from error
-    except OSError as error:
-        raise SpcxrError(f"{path}: cannot be read ({error.strerror}); check it") from error
+    except (OSError, EOFError) as error:  # a torn .gz ends too early
+        said = getattr(error, "strerror", None) or error
+        raise SpcxrError(f"{path}: cannot be read ({said}); check it") from error
 
 
 def _columns(path: Path, lines: Iterable[list[str]]) -> Columns:

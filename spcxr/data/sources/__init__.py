@@ -1,20 +1,51 @@
-"""Public sets and plain folders -> `Manifest`. To add one: a module with ``index``, a line here."""
+"""Public sets and plain folders -> `Manifest`. To add one: a module and a line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from spcxr.data.manifest import Manifest
-from spcxr.data.sources import covid_chestxray, folder, montgomery, nih, shenzhen
+from spcxr.data.sources import (
+    chexpert,
+    covid_chestxray,
+    covidx,
+    folder,
+    jsrt,
+    mimic,
+    montgomery,
+    nih,
+    rsna,
+    shenzhen,
+    siim,
+    vindr,
+)
 from spcxr.errors import SpcxrError
 
-# Each names where its set comes from and which of its files it reads.
-PUBLIC_SETS: dict[str, Callable[[Path], Manifest]] = {
-    "nih": nih.index,
-    "covid-chestxray": covid_chestxray.index,
-    "montgomery": montgomery.index,
-    "shenzhen": shenzhen.index,
+
+class PublicSet(Protocol):
+    """The module of a set: which files it is known by, and how they are read."""
+
+    def matches(self, root: Path) -> bool: ...
+
+    def index(self, root: Path) -> Manifest: ...
+
+
+# Each names where its set comes from and which of its files it reads. The first that matches a
+# folder is taken; jsrt, known by its images' names alone, comes last.
+PUBLIC_SETS: dict[str, PublicSet] = {
+    "nih": nih,
+    "chexpert": chexpert,
+    "mimic": mimic,
+    "rsna": rsna,
+    "siim": siim,
+    "vindr": vindr,
+    "covidx": covidx,
+    "covid-chestxray": covid_chestxray,
+    "montgomery": montgomery,
+    "shenzhen": shenzhen,
+    "jsrt": jsrt,
 }
 SOURCES = ("folder", "csv", *PUBLIC_SETS)
 TABLES = (".csv", ".parquet")
@@ -35,12 +66,7 @@ def detect(path: str | Path) -> str:
         raise SpcxrError(f"{path}: a single file; give a folder or a .csv / .parquet manifest")
     if any((path / f"manifest{suffix}").is_file() for suffix in TABLES):
         return "csv"
-    holders = {"nih": nih, "covid-chestxray": covid_chestxray, "montgomery": montgomery}
-    holders["shenzhen"] = shenzhen
-    for name, module in holders.items():
-        if module.matches(path):
-            return name
-    return "folder"
+    return next((name for name, known in PUBLIC_SETS.items() if known.matches(path)), "folder")
 
 
 def index(
@@ -79,7 +105,7 @@ def index(
     if source == "folder":
         manifest = folder.index(path, class_folders=class_folders)
     else:
-        manifest = PUBLIC_SETS[source](path)
+        manifest = PUBLIC_SETS[source].index(path)
     return manifest.with_labels(labels) if labels else manifest
 
 

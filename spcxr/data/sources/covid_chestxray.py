@@ -6,6 +6,7 @@ from pathlib import Path
 
 from spcxr.data.manifest import Manifest
 from spcxr.data.sources.files import walk
+from spcxr.data.sources.set_tables import header_of, need
 from spcxr.data.tables import read_table
 from spcxr.errors import SpcxrError
 
@@ -16,8 +17,7 @@ UNKNOWN = {"", "todo", "unknown"}
 
 def matches(root: Path) -> bool:
     """Whether the folder holds the set's own table."""
-    table = root / "metadata.csv"
-    return table.is_file() and set(NEEDED) <= read_table(table).keys()
+    return set(NEEDED) <= set(header_of(root / "metadata.csv"))
 
 
 def index(root: Path) -> Manifest:
@@ -28,9 +28,7 @@ def index(root: Path) -> Manifest:
     """
     table = root / "metadata.csv"
     rows = read_table(table)
-    for name in NEEDED:
-        if name not in rows:
-            raise SpcxrError(f"{table}: no column {name!r}; it is not the set's own table")
+    need(rows, NEEDED, table)
     count = len(rows["filename"])
     paths = [f"{f}/{n}" for f, n in zip(rows["folder"], rows["filename"], strict=True)]
     on_disk = set(walk(root))
