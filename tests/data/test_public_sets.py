@@ -93,7 +93,7 @@ def test_mimic_without_a_labeller_or_a_split(tmp_path):
     with pytest.raises(SpcxrError, match=r"split.csv.gz: cannot be read \(Compressed file ended"):
         sources.index(root)
     (root / "mimic-cxr-2.0.0-chexpert.csv.gz").unlink()
-    with pytest.raises(SpcxrError, match="no mimic-cxr-.*-chexpert.csv.gz"):
+    with pytest.raises(SpcxrError, match=r"no mimic-cxr-.*-chexpert.csv.gz"):
         sources.index(root)
 
 
@@ -141,7 +141,7 @@ def test_siim_runs_that_are_none(tmp_path, cell):
     root = siim(tmp_path)
     table = root / "train-rle.csv"
     table.write_text(table.read_text() + f"{1.5}, {cell}\n")
-    with pytest.raises(SpcxrError, match="train-rle.csv: row 6: column 'EncodedPixels'"):
+    with pytest.raises(SpcxrError, match=r"train-rle.csv: row 6: column 'EncodedPixels'"):
         sources.index(root)
 
 
@@ -206,7 +206,7 @@ def test_covidx_of_two_classes_with_a_list_for_validation(tmp_path):
     with pytest.raises(SpcxrError, match="lists of A and B"):
         sources.index(tmp_path)
     touch(tmp_path, "labels/train_COVIDx9A.txt", text=COVIDX[0] + "\n17 b.png COVID-19\n")
-    with pytest.raises(SpcxrError, match="train_COVIDx9A.txt: line 2 is not 'patientid filename"):
+    with pytest.raises(SpcxrError, match=r"train_COVIDx9A.txt: line 2 is not 'patientid filename"):
         sources.index(tmp_path)
 
 
@@ -226,7 +226,7 @@ def test_jsrt_films_become_bright_bone(tmp_path):
 def test_jsrt_that_is_torn(tmp_path):
     root = jsrt(tmp_path)
     (root / "All247images/JPCLN002.IMG").write_bytes(b"\0" * 100)
-    with pytest.raises(SpcxrError, match="JPCLN002.IMG: not 2048 x 2048 pixels"):
+    with pytest.raises(SpcxrError, match=r"JPCLN002.IMG: not 2048 x 2048 pixels"):
         sources.index(root)
     (root / "All247images/JPCLN002.IMG").unlink()
     (root / "scratch/fold1/masks/left lung/JPCNN001.gif").unlink()
@@ -246,7 +246,7 @@ def test_nih_by_lists_with_labels_alone(tmp_path):
     assert manifest.column("split") == ["train", "test"]
     assert manifest.column("patient_id") == ["nih-00000001", "nih-00000002"]
     touch(tmp_path, "val_official.txt", text="00000003_000.png 1 0\n")
-    with pytest.raises(SpcxrError, match="gives 00000003_000.png 2 labels"):
+    with pytest.raises(SpcxrError, match=r"gives 00000003_000.png 2 labels"):
         sources.index(tmp_path)
 
 

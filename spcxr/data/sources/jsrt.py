@@ -50,9 +50,10 @@ def index(root: Path) -> Manifest:
         stem, suffix = Path(file).stem, Path(file).suffix.lower()
         if MASKS.search(file):
             drawn.setdefault(stem, []).append(file)
-        elif NAME.fullmatch(stem) and suffix in (".img", *PICTURES) and "masks/" not in file:
-            if stem not in films or suffix == ".img":
-                films[stem] = file
+        elif not NAME.fullmatch(stem) or "masks/" in file:
+            continue  # of another organ, or no film
+        elif suffix == ".img" or (suffix in PICTURES and stem not in films):
+            films[stem] = file
     if not films:
         raise SpcxrError(f"{root}: no JPCLN001.IMG or the like; give the folder of the films")
     told = _clinical(root, files)

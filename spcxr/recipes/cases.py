@@ -1,0 +1,82 @@
+"""The page section of single cases: a trained classifier's best and worst, with attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spcxr.evaluate.cases import case_pictures, pick_cases
+from spcxr.evaluate.report import Section
+from spcxr.infer.predict import TrainedModel, network_input
+from spcxr.models.attention_maps import rollout
+from spcxr.recipes.measure import TestSet
+
+Array = NDArray[Any]
+# Images as the network reads them [B, C, h, w] -> the patches it is shown [B, Gh, Gw] bool.
+Visible = Callable[[Tensor], Tensor]
+
+MOST_LABELS = 20  # a page of more is not looked through
+EXPLAINED = (
+    "Attention rollout (Abnar and Zuidema, 2020) tells which patches the encoder's summary of an "
+    "image is made of. It is the same for every label and is no reason for a score. These are "
+    "patients' images: share this page as you would share them."
+)
+
+
+def cases_section(
+    trained: TrainedModel,
+    test_set: TestSet,
+    labels: Array,
+    scores: Array,
+    *,
+    n: int = 1,
+    visible: Visible | None = None,
+) -> Section:
+    """The best and worst cases of each label, one a patient, with an attention overlay each.
+
+    Parameters
+    ----------
+    trained
+        a classifier.
+    labels, scores
+        ``(rows of the test set, K)``: 1, 0, NaN = unknown, and probabilities, as `measure` has
+        them.
+    n
+        cases of a kind.
+    visible
+        which patches a classifier of the lungs alone is shown; None: all.
+
+    Raises
+    ------
+    SpcxrError
+        labels or scores of another size, or a score that is no number.
+    """
+    cases = pick_cases(labels, scores, test_set.patients, n)
+    shown = [case for case in cases if case.label < MOST_LABELS]
+    title = f"Cases of {test_set.name}"
+    if not shown:
+        return Section(title, text="No image has a known label, so there is no case to show.")
+    rows = test_set.rows[[case.row for case in shown]]
+    images = np.concatenate([test_set.store.images(rows[i : i + 1]) for i in range(len(rows))])
+    heats = np.concatenate([_rollout(trained, image, visible) for image in images])
+    pictures = case_pictures(shown, trained.names, images, heats)
+    text = EXPLAINED
+    if more := len(trained.names) - MOST_LABELS:
+        text += f" Shown are {MOST_LABELS} of {len(trained.names)} labels." if more > 0 else ""
+    return Section(title, text=text, pictures=pictures)
+
+
+def _rollout(trained: TrainedModel, image: Array, visible: Visible | None) -> Array:
+    """``(1, Gh, Gw)`` of one stored image: one at a time, since attention takes memory."""
+    encoder = trained.model.encoder
+    device = next(trained.model.parameters()).device
+    read = network_input(image[None], encoder.image_px, trained.normalisation, device)
+    read = read.expand(-1, encoder.channels, -1, -1)  # 3: grey thrice
+    with torch.inference_mode():
+        seen = None if visible is None else visible(read)
+    return rollout(encoder, read, seen).cpu().numpy()
