@@ -72,7 +72,9 @@ def test_patches_that_are_not_read_get_nothing_and_tell_nothing(encoder, images,
     hidden = ~visible.repeat_interleave(8, 1).repeat_interleave(8, 2)
     other[hidden[:, None]] = 9.0
     made, changed = (
-        cls_attention(encoder, x, visible=visible) if what == "cls" else rollout(encoder, x, visible)
+        cls_attention(encoder, x, visible=visible)
+        if what == "cls"
+        else rollout(encoder, x, visible)
         for x in (images, other)
     )
     torch.testing.assert_close(made, changed)

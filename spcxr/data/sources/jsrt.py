@@ -112,11 +112,16 @@ def _mask(root: Path, film: str, drawn: list[str]) -> str:
         return "|".join(drawn)
 
     def make() -> bytes:
-        sides = [np.asarray(Image.open(root / file).convert("L")) > 0 for file in drawn]
-        both = Image.fromarray(np.where(sides[0] | sides[1], 255, 0).astype(np.uint8))
+        left, right = (_inside(root / file) for file in drawn)
+        both = Image.fromarray(np.where(left | right, 255, 0).astype(np.uint8))
         return png(np.asarray(both.resize(size, Image.Resampling.NEAREST)))
 
     return make_once(root, f"lungs-{Path(film).stem}-{size[0]}x{size[1]}.png", make)
+
+
+def _inside(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("L")) > 0
 
 
 def _size(file: Path) -> tuple[int, int] | None:
