@@ -1,7 +1,7 @@
 """One self-contained HTML page: tables, plots, pictures, where they come from, what they are not.
 
-Nothing is fetched: styles are inlined, plots are inline SVG, pictures are base64 PNG. The page
-reads on a phone, on paper, and in light and dark.
+Nothing is fetched: styles are inlined, plots are inline SVG, pictures are base64 PNG or JPEG.
+The page reads on a phone, on paper, and in light and dark.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot (``svg``) or an image (``png``), with the words for those who cannot see it."""
+    """A plot (``svg``) or an image (``png``; bytes of a JPEG are taken too), with the words for
+    those who cannot see it."""
 
     caption: str
     alt: str
@@ -71,7 +72,9 @@ class Picture:
         """The HTML element."""
         if self.png:
             data = base64.b64encode(self.png).decode()
-            return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(self.alt, data)
+            kind = "jpeg" if self.png.startswith(b"\xff\xd8") else "png"
+            made = Markup('<img alt="{}" src="data:image/{};base64,{}">')
+            return made.format(self.alt, kind, data)
         # matplotlib's own output: no user text in it is unescaped
         drawn = self.svg.replace("<svg", f'<svg role="img" aria-label="{escape(self.alt)}"', 1)
         return Markup(drawn)
@@ -79,12 +82,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; every part is optional."""
+    """A heading and what stands below it; every part is optional. ``facts`` are names and words
+    too long for a table's cells."""
 
     title: str
     text: str = ""
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from spcxr.evaluate.report import (
     Section,
     Table,
 )
+from spcxr.recipes.history import curve
 from spcxr.recipes.measure import Result
-from spcxr.train.journal import read_records
 
 SETS = {"the training site": "test", "the other site": "drift"}
 STARTS = ("pretrained", "scratch")
@@ -143,22 +143,6 @@ def versus(task: str, results: Results, settings: Mapping[str, Any]) -> Section:
         ],
         pictures=[pages.interval_picture(drawn, metric, f"{pages.TITLES[metric]} by test set.")],
     )
-
-
-def curve(folder: Path, kind: str, figure: str, name: str) -> plots.Curve:
-    """One figure of a run over its epochs; training figures are the mean of each epoch."""
-    records = [r for r in read_records(folder) if r["kind"] == kind and r.get(figure) is not None]
-    steps = np.array([float(r["step"] or 0) for r in records])
-    values = np.array([float(r[figure] or 0) for r in records])
-    per_epoch = max((float(r["step"] or 0) for r in read_records(folder)), default=1.0)
-    epochs = np.ceil(steps / per_epoch * epochs_of(folder)).astype(int)
-    kept = np.unique(epochs)
-    return plots.Curve(name, kept, np.array([values[epochs == e].mean() for e in kept]))
-
-
-def epochs_of(folder: Path) -> int:
-    """How many validations, so epochs, a finished run has."""
-    return max(sum(r["kind"] == "val" for r in read_records(folder)), 1)
 
 
 def pretraining(folder: Path) -> Section:
