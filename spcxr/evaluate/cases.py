@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from spcxr.errors import SpcxrError
-from spcxr.evaluate.overlays import BICUBIC, DRAWN_PX, grey8, grid
+from spcxr.evaluate.overlays import BACKGROUND, BICUBIC, DRAWN_PX, WORDS, grey8, sheet
 from spcxr.evaluate.report import Picture
 
 Array = NDArray[Any]
@@ -153,32 +153,35 @@ def case_pictures(
         captions = [f"{'with' if cases[p].truth else 'without'}: {cases[p].score:.3f}"
                     for p in places]  # fmt: skip
         drawn = [heat_overlay(images[p], heats[p]) for p in places]
-        sheet = grid([[images[p] for p in places], drawn], captions)
+        picture = sheet([[images[p] for p in places], drawn], captions)
         made.append(
             Picture(
                 f"{name}: {said}. Below, yellow where the encoder's summary of the image comes "
                 "from most, each picture on a scale of its own.",
                 f"Radiographs of {name}, attention below: {said}.",
-                png=with_bar(sheet),
+                png=with_bar(picture),
             )
         )
     return made
 
 
-def with_bar(sheet: bytes) -> bytes:
-    """A picture (any format) with the colours of attention explained below it -> JPEG."""
-    picture = Image.open(io.BytesIO(sheet)).convert("RGB")
+def with_bar(picture: Image.Image) -> bytes:
+    """A picture with the colours of attention explained below it -> JPEG.
+
+    >>> with_bar(Image.new("RGB", (224, 448)))[:2]
+    b'\\xff\\xd8'
+    """
     width, height = min(BAR_PX[0], picture.width), BAR_PX[1]
-    made = Image.new("RGB", (picture.width, picture.height + height), (24, 27, 31))
+    made = Image.new("RGB", (picture.width, picture.height + height), BACKGROUND)
     made.paste(picture, (0, 0))
-    level = np.linspace(0, 1, width - 20, dtype=np.float32)[None].repeat(10, 0)
-    black = np.zeros(level.shape, np.uint8)
-    strip = (255 * STRONGEST * level[..., None] * HEAT(level)[..., :3]).astype(np.uint8)
+    level = np.linspace(0, 1, width - 20)[None].repeat(10, 0)[..., None]
+    cover = STRONGEST * level  # as over a grey of the middle
+    strip = (1 - cover) * 128 + cover * 255 * HEAT(level[..., 0])[..., :3]
     top = picture.height + 8
-    made.paste(Image.fromarray(np.maximum(strip, black[..., None])), (10, top))
+    made.paste(Image.fromarray(strip.astype(np.uint8)), (10, top))
     pen, font = ImageDraw.Draw(made), ImageFont.load_default(13)
-    pen.text((10, top + 14), "no attention", fill=(230, 233, 237), font=font)
-    pen.text((width - 10, top + 14), "most", fill=(230, 233, 237), font=font, anchor="ra")
+    pen.text((10, top + 14), "no attention", fill=WORDS, font=font)
+    pen.text((width - 10, top + 14), "most", fill=WORDS, font=font, anchor="ra")
     buffer = io.BytesIO()
     made.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()

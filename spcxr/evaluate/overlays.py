@@ -22,6 +22,7 @@ DRAWN_PX = 224
 GAP_PX = 6
 BICUBIC = Image.Resampling.BICUBIC
 CAPTION_PX = 22
+BACKGROUND, WORDS = (24, 27, 31), (230, 233, 237)
 
 
 def grey8(pixels: Array) -> NDArray[np.uint8]:
@@ -93,7 +94,20 @@ def best_median_worst(values: Array) -> tuple[tuple[str, int], ...]:
 def grid(
     rows: Sequence[Sequence[Array]], captions: Sequence[str] = (), *, tile_px: int = 224
 ) -> bytes:
-    """Pictures in rows and columns -> PNG, one caption over each column.
+    """`sheet` as a PNG.
+
+    >>> grid([[np.zeros((8, 8), np.uint8)] * 2], ["original", "corrupted"])[:4]
+    b'\\x89PNG'
+    """
+    buffer = io.BytesIO()
+    sheet(rows, captions, tile_px=tile_px).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def sheet(
+    rows: Sequence[Sequence[Array]], captions: Sequence[str] = (), *, tile_px: int = 224
+) -> Image.Image:
+    """Pictures in rows and columns on one, a caption over each column.
 
     Parameters
     ----------
@@ -102,8 +116,8 @@ def grid(
     tile_px
         side of the square that each picture is fitted into.
 
-    >>> grid([[np.zeros((8, 8), np.uint8)] * 2], ["original", "corrupted"])[:4]
-    b'\\x89PNG'
+    >>> sheet([[np.zeros((8, 8), np.uint8)] * 2], tile_px=100).size
+    (206, 100)
     """
     columns = max(len(row) for row in rows)
     top = CAPTION_PX if captions else 0
@@ -111,7 +125,7 @@ def grid(
         columns * tile_px + (columns - 1) * GAP_PX,
         len(rows) * tile_px + (len(rows) - 1) * GAP_PX + top,
     )
-    sheet = Image.new("RGB", size, (24, 27, 31))
+    made = Image.new("RGB", size, BACKGROUND)
     for r, row in enumerate(rows):
         for c, pixels in enumerate(row):
             tile = Image.fromarray(grey8(pixels)).convert("RGB")
@@ -121,14 +135,12 @@ def grid(
                 sides = (round(tile.width * scale), round(tile.height * scale))
                 tile = tile.resize(sides, BICUBIC)
             left = c * (tile_px + GAP_PX) + (tile_px - tile.width) // 2
-            sheet.paste(tile, (left, top + r * (tile_px + GAP_PX) + (tile_px - tile.height) // 2))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+            made.paste(tile, (left, top + r * (tile_px + GAP_PX) + (tile_px - tile.height) // 2))
+    pen, font = ImageDraw.Draw(made), ImageFont.load_default(13)
     for c, caption in enumerate(captions):
         middle = c * (tile_px + GAP_PX) + tile_px // 2
-        pen.text((middle, top // 2), caption, fill=(230, 233, 237), font=font, anchor="mm")
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+        pen.text((middle, top // 2), caption, fill=WORDS, font=font, anchor="mm")
+    return made
 
 
 def side_by_side(examples: Sequence[tuple[str, float, Array, Array]]) -> bytes:
