@@ -310,3 +310,22 @@ def test_prepare(tmp_path, radiographs, name):
         assert store.masks(np.array([2]))[0].mean() == pytest.approx(
             2 * 400 * 200 / 1024**2, abs=0.02
         )
+
+
+@pytest.mark.shared
+def test_rsna_with_a_real_file(tmp_path, shared_data):
+    """Who was imaged and how comes from the file's own header."""
+    image = "16d7f894-55d7-4d95-8957-d18987f0e981"
+    text = f"patientId,x,y,width,height,Target\n{image},100,200,300,400,1\n"
+    touch(tmp_path, "set/stage_2_train_labels.csv", text=text)
+    touch(tmp_path, f"set/stage_2_train_images/{image}.dcm")
+    real = (shared_data / "dicom" / "rsna_pa_txrv.dcm").read_bytes()
+    (tmp_path / "set" / f"stage_2_train_images/{image}.dcm").write_bytes(real)
+    config = prepare.PrepareConfig(
+        sources=(str(tmp_path / "set"),), out=str(tmp_path / "store"), size_px=64, workers=0
+    )
+    manifest = Store.open(prepare.run(config)).manifest
+    assert cells(manifest, "view", "sex", "age") == [["PA"], ["M"], [62.0]]
+    assert manifest.column("patient_id") == [f"rsna-{image}"]
+    assert manifest.label_matrix(["Lung Opacity"]).tolist() == [[1]]
+    assert manifest.column("boxes") == ["100 200 300 400"]

@@ -1,12 +1,16 @@
 """The page's sections about a model and its data: from the log, the weights, the store."""
 
+import csv
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from spcxr.data.presets import Preprocess
+from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate.report import Report, render
 from spcxr.infer.predict import load_trained
@@ -14,6 +18,7 @@ from spcxr.models.attention_maps import rollout
 from spcxr.models.heads import ClassificationHead
 from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import save_model_folder
+from spcxr.recipes import prepare
 from spcxr.recipes.card import card_section
 from spcxr.recipes.cases import cases_section
 from spcxr.recipes.history import curve, curves_section
@@ -167,3 +172,39 @@ def test_cases_show_the_stores_images_and_the_encoders_attention(make_store, tra
     nothing = cases_section(trained, test_set, np.full((16, 2), np.nan), rng.random((16, 2)))
     assert nothing.pictures == ()
     assert "no case to show" in nothing.text
+
+
+@pytest.mark.shared
+def test_real_cases_and_what_the_set_holds(tmp_path, shared_data, trained):
+    """Real radiographs: the picture shows the store's pixels, the table what the manifest says."""
+    with (shared_data / "cls_manifest.csv").open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["split"] == "test"][::12][:10]
+    chosen = ["path", "patient_id", "split", "view", "age", "sex", "label"]
+    with (tmp_path / "few.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, chosen, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    config = prepare.PrepareConfig(
+        sources=(str(tmp_path / "few.csv"),),
+        out=str(tmp_path / "store"),
+        root=str(shared_data),
+        size_px=224,
+        workers=0,
+    )
+    store = Store.open(prepare.run(config))
+    test_set = TestSet("real", "few.csv", store, np.arange(len(store)))
+    labels = np.stack([np.arange(10) % 2, np.arange(10) < 1], 1).astype(float)
+    scores = np.linspace(0.1, 0.9, 20).reshape(10, 2)
+    section = cases_section(trained, test_set, labels, scores)
+    sheet = np.asarray(Image.open(io.BytesIO(section.pictures[0].png)).convert("L"), float)
+    assert sheet.shape[1] == 3 * 224 + 12
+    best = store.images(np.array([9]))[0]  # a label in every second row, the last scored highest
+    assert np.abs(sheet[22 : 22 + 224, :224] - best).mean() < 4
+    found = {
+        row[0]: row[1] for row in summary_section([test_set], store.manifest.labels).tables[0].rows
+    }
+    assert found["images"] == 10
+    widths = [
+        int(n) for n in found["size in pixels"].split(",")[0].replace(" to ", " x ").split(" x ")
+    ]
+    assert all(100 < side <= 4096 for side in widths)
