@@ -1,6 +1,7 @@
 """The sets that are tables of their own: labels, patients, splits and masks as they stand there."""
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,7 @@ def test_rsna(tmp_path):
     boxes = "264.0 152.0 213.0 379.0|562.0 152.0 256.0 453.0"
     assert manifest.column("boxes") == ["", boxes, ""]
     assert "1 images of the table are not on disk" in manifest.notes[0]
+    assert "each image counts as a patient of its own" in manifest.notes[1]
 
 
 def test_rsna_by_its_boxes_alone_and_with_tables_that_disagree(tmp_path):
@@ -119,6 +121,19 @@ def test_rsna_by_its_boxes_alone_and_with_tables_that_disagree(tmp_path):
     table = root / "stage_2_train_labels.csv"
     table.write_text(table.read_text() + "00436515,,,,,0\n")
     with pytest.raises(SpcxrError, match="row 7, column 'Target' holds '0'; an image is 1 or 0"):
+        sources.index(root)
+
+
+def test_rsna_knows_nihs_patients_by_its_list(tmp_path):
+    root = rsna(tmp_path)
+    names = [{"subset_img_id": RSNA[0], "img_id": "00000007_000.png", "SOPInstanceUID": "1"}]
+    names.append({"subset_img_id": RSNA[1], "img_id": "00000007_003.png"})
+    file = root / "pneumonia-challenge-dataset-mappings_2018.json"
+    file.write_text(json.dumps(names))
+    expected = ["nih-00000007", "nih-00000007", "rsna-000db696"]
+    assert sources.index(root).column("patient_id") == expected
+    file.write_text(json.dumps({"a": 1}))
+    with pytest.raises(SpcxrError, match=r"mappings_2018.json: no list of entries"):
         sources.index(root)
 
 

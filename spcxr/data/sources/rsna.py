@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from spcxr.data.manifest import Manifest
@@ -12,6 +13,7 @@ from spcxr.errors import SpcxrError
 
 LABELS = "stage_2_train_labels.csv"
 CLASSES = "stage_2_detailed_class_info.csv"
+NIH_NAMES = "pneumonia-challenge-dataset-mappings_2018.json"
 BOX = ("x", "y", "width", "height")
 OPACITY = "Lung Opacity"
 
@@ -26,8 +28,9 @@ def index(root: Path) -> Manifest:
 
     With ``stage_2_detailed_class_info.csv`` the labels are its three classes (``Normal``,
     ``No Lung Opacity / Not Normal``, ``Lung Opacity``), else ``Lung Opacity`` alone (``Target``).
-    Age, sex and view come from the DICOM headers. The set names no NIH patient: each image counts
-    as a patient of its own.
+    Age, sex and view come from the DICOM headers. The images are NIH's, whose patients RSNA's own
+    list (`NIH_NAMES`) tells: where it lies beside the tables the patients are NIH's, so that both
+    sets know one another's; else each image counts as a patient of its own, and a note says so.
     """
     table = root / LABELS
     if not table.is_file():
@@ -47,11 +50,12 @@ def index(root: Path) -> Manifest:
     images = list(target)
     here, notes = here_of(images, on_disk, "rsna", table)
     kept = [images[row] for row in here]
-    notes += ("rsna: the set names no NIH patient; each image counts as a patient of its own",)
+    if not (root / NIH_NAMES).is_file():
+        notes += (f"rsna: no {NIH_NAMES}, so each image counts as a patient of its own",)
     labels = _labels(root / CLASSES, kept, target)
     columns = {
         "path": [on_disk[image] for image in kept],
-        "patient_id": [f"rsna-{image}" for image in kept],
+        "patient_id": _patients(root / NIH_NAMES, kept),
         "site": ["rsna"] * len(kept),
         "boxes": ["|".join(boxes[image]) for image in kept],
         **labels,
@@ -59,6 +63,20 @@ def index(root: Path) -> Manifest:
     return Manifest.from_columns(
         columns, root=root, labels=tuple(labels), name=str(table), notes=notes
     )
+
+
+def _patients(file: Path, images: list[str]) -> list[str]:
+    """NIH's patients (``00000001_000.png`` is of patient 1), as `nih` names them."""
+    named: dict[str, str] = {}
+    if file.is_file():
+        try:
+            for entry in json.loads(file.read_text()):
+                named[entry["subset_img_id"]] = entry["img_id"].partition("_")[0]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SpcxrError(
+                f"{file}: no list of entries with 'subset_img_id' and 'img_id'; get it anew"
+            ) from error
+    return [f"nih-{named[image]}" if image in named else f"rsna-{image}" for image in images]
 
 
 def _labels(table: Path, images: list[str], target: dict[str, str]) -> Columns:
