@@ -12,13 +12,14 @@ from torch import Tensor
 
 from spcxr.evaluate.cases import case_pictures, pick_cases
 from spcxr.evaluate.report import Section
-from spcxr.infer.predict import TrainedModel, network_input
+from spcxr.infer.predict import Normalisation, TrainedModel, network_input
 from spcxr.models.attention_maps import rollout
 from spcxr.recipes.measure import TestSet
 
 Array = NDArray[Any]
-# Images as the network reads them [B, C, h, w] -> the patches it is shown [B, Gh, Gw] bool.
-Visible = Callable[[Tensor], Tensor]
+Rows = NDArray[np.int64]
+# Grey images [B, 1, h, w] in [0, 1] and their rows -> the patches that are read [B, Gh, Gw] bool.
+Visible = Callable[[Tensor, Rows], Tensor]
 
 MOST_LABELS = 20  # a page of more is not looked through
 EXPLAINED = (
@@ -62,8 +63,9 @@ def cases_section(
     if not shown:
         return Section(title, text="No image has a known label, so there is no case to show.")
     rows = test_set.rows[[case.row for case in shown]]
-    images = np.concatenate([test_set.store.images(rows[i : i + 1]) for i in range(len(rows))])
-    heats = np.concatenate([_rollout(trained, image, visible) for image in images])
+    each = [rows[i : i + 1] for i in range(len(rows))]  # one at a time: attention takes memory
+    images = np.concatenate([test_set.store.images(row) for row in each])
+    heats = np.concatenate([_rollout(trained, test_set, row, visible) for row in each])
     pictures = case_pictures(shown, trained.names, images, heats)
     text = EXPLAINED
     if more := len(trained.names) - MOST_LABELS:
@@ -71,12 +73,16 @@ def cases_section(
     return Section(title, text=text, pictures=pictures)
 
 
-def _rollout(trained: TrainedModel, image: Array, visible: Visible | None) -> Array:
-    """``(1, Gh, Gw)`` of one stored image: one at a time, since attention takes memory."""
-    encoder = trained.model.encoder
+def _rollout(
+    trained: TrainedModel, test_set: TestSet, rows: Rows, visible: Visible | None
+) -> Array:
+    """``(n, Gh, Gw)`` of these rows of the store."""
+    encoder, normalisation = trained.model.encoder, trained.normalisation
     device = next(trained.model.parameters()).device
-    read = network_input(image[None], encoder.image_px, trained.normalisation, device)
-    read = read.expand(-1, encoder.channels, -1, -1)  # 3: grey thrice
+    pixels = test_set.store.images(rows)
+    grey = network_input(pixels, encoder.image_px, Normalisation(0.0, 1.0), device)
     with torch.inference_mode():
-        seen = None if visible is None else visible(read)
-    return rollout(encoder, read, seen).cpu().numpy()
+        seen = None if visible is None else visible(grey, rows)
+    images = (grey - normalisation.mean) / normalisation.std
+    images = images.expand(-1, encoder.channels, -1, -1)  # 3: grey thrice
+    return rollout(encoder, images, seen).cpu().numpy()

@@ -14,7 +14,6 @@ from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate.report import Report, render
 from spcxr.infer.predict import load_trained
-from spcxr.models.attention_maps import rollout
 from spcxr.models.heads import ClassificationHead
 from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import save_model_folder
@@ -153,22 +152,33 @@ def test_cases_show_the_stores_images_and_the_encoders_attention(make_store, tra
     test_set = TestSet("store: test", "s", store, store.manifest.rows("test"))
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (16, 2)).astype(float)
-    section = cases_section(trained, test_set, labels, rng.random((16, 2)))
+    scores = rng.random((16, 2))
+    section = cases_section(trained, test_set, labels, scores)
     assert [p.alt.split(",")[0] for p in section.pictures] == [
         "Radiographs of square",
         "Radiographs of plain",
     ]
     assert "no reason for a score" in section.text
-    seen = []
+    asked = []
 
-    def visible(images):
-        seen.append(images)
-        return torch.ones(1, 4, 4, dtype=torch.bool)
+    def visible(grey, rows):
+        """The left half is read."""
+        assert 0 <= grey.min() < grey.max() <= 1
+        asked.append(store.manifest.column("split")[rows[0]])
+        shown = torch.zeros(1, 4, 4, dtype=torch.bool)
+        shown[:, :, :2] = True
+        return shown
 
-    again = cases_section(trained, test_set, labels, rng.random((16, 2)), visible=visible)
+    again = cases_section(trained, test_set, labels, scores, visible=visible)
     assert len(again.pictures) == 2
-    assert len(seen) == 6  # best, missed, alarm of two labels
-    assert rollout(trained.model.encoder, seen[0]).sum() < 1
+    assert asked == ["test"] * 6  # best, missed, alarm of two labels
+    whole, half = (
+        np.asarray(Image.open(io.BytesIO(section.pictures[0].png)).convert("RGB"), float)
+        for section in (section, again)
+    )
+    tile = slice(22 + 224 + 6, 22 + 2 * 224 + 6)  # the overlays, below the images
+    colour = [np.ptp(sheet[tile, 150:224], axis=2).mean() for sheet in (whole, half)]
+    assert colour[1] < 5 < colour[0]  # grey where no patch was read
     nothing = cases_section(trained, test_set, np.full((16, 2), np.nan), rng.random((16, 2)))
     assert nothing.pictures == ()
     assert "no case to show" in nothing.text
