@@ -93,35 +93,55 @@ def pick_cases(labels: Array, scores: Array, patients: Array, n: int = 1) -> lis
 
 
 def heat_overlay(image: Array, heat: Array) -> NDArray[np.uint8]:
-    """Attention over a radiograph: yellow where most is, the plain image where none is.
+    """Attention over a radiograph: yellow where most is, the plain image where no more is than an
+    even share, or none.
+
+    Ours: the scale runs from the even share (the mean of the patches that are read) to the largest
+    of this image, since in rollout every patch has some; `times_even` says how far that is.
 
     Parameters
     ----------
     image
         ``(H, W)`` uint8 or uint16.
     heat
-        ``(Gh, Gw)`` of the patch grid, not below 0; NaN = not read. It is scaled by its own largest
-        value and resampled bilinearly to the image.
+        ``(Gh, Gw)`` of the patch grid, resampled bilinearly to the image; 0 or NaN = not read.
 
     Returns
     -------
     ``(k H, k W, 3)`` uint8, enlarged as by `overlays.overlay`.
 
-    >>> drawn = heat_overlay(np.zeros((4, 4), np.uint8), np.array([[0.0, 0.2]]))
+    >>> drawn = heat_overlay(np.zeros((4, 4), np.uint8), np.array([[0.1, 0.2]]))
     >>> drawn.shape, drawn[0, 0].tolist(), drawn[0, -1].tolist()
     ((224, 224, 3), [0, 0, 0], [165, 151, 36])
     """
     height, width = image.shape
     times = -(-DRAWN_PX // min(image.shape))
     size = (times * width, times * height)
-    known = np.nan_to_num(heat, nan=0.0).astype(np.float32)
-    share = known / max(float(known.max()), 1e-12)
-    wide = np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BILINEAR))
-    wide = wide.clip(0, 1)[..., None]
+    known = np.nan_to_num(heat, nan=0.0)
+    even = _even(known)
+    above = max(float(known.max()) - even, 1e-6 * even + 1e-12)  # all even: nothing is shown
+    share = ((known - even) / above).clip(0, 1).astype(np.float32)
+    wide = np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BILINEAR))[..., None]
     plain = np.asarray(Image.fromarray(grey8(image)).resize(size, BICUBIC).convert("RGB"))
-    colour = 255 * HEAT(wide[..., 0])[..., :3]
     cover = STRONGEST * wide
+    colour = 255 * HEAT(wide[..., 0])[..., :3]
     return ((1 - cover) * plain + cover * colour).round().astype(np.uint8)
+
+
+def times_even(heat: Array) -> float:
+    """The largest share of attention ``(Gh, Gw)``, in even shares of the patches that are read.
+
+    >>> round(times_even(np.array([[0.0, 0.1], [0.1, 0.4]])), 3)
+    2.0
+    """
+    known = np.nan_to_num(heat, nan=0.0)
+    even = _even(known)
+    return float(known.max()) / even if even else 0.0
+
+
+def _even(known: Array) -> float:
+    read = known[known > 0]
+    return float(read.mean()) if len(read) else 0.0
 
 
 def case_pictures(
@@ -150,14 +170,15 @@ def case_pictures(
         if not places:
             continue
         said = "; ".join(f"{KINDS[cases[p].kind]}, {cases[p].score:.3f}" for p in places)
+        most = ", ".join(f"{times_even(heats[p]):.2f}" for p in places)
         captions = [f"{'with' if cases[p].truth else 'without'}: {cases[p].score:.3f}"
                     for p in places]  # fmt: skip
         drawn = [heat_overlay(images[p], heats[p]) for p in places]
         picture = sheet([[images[p] for p in places], drawn], captions)
         made.append(
             Picture(
-                f"{name}: {said}. Below, yellow where the encoder's summary of the image comes "
-                "from most, each picture on a scale of its own.",
+                f"{name}: {said}. Below, yellow marks patches with more than an even share in the "
+                f"encoder's summary; the largest has {most} times the even one.",
                 f"Radiographs of {name}, attention below: {said}.",
                 png=with_bar(picture),
             )
@@ -180,7 +201,7 @@ def with_bar(picture: Image.Image) -> bytes:
     top = picture.height + 8
     made.paste(Image.fromarray(strip.astype(np.uint8)), (10, top))
     pen, font = ImageDraw.Draw(made), ImageFont.load_default(13)
-    pen.text((10, top + 14), "no attention", fill=WORDS, font=font)
+    pen.text((10, top + 14), "even share", fill=WORDS, font=font)
     pen.text((width - 10, top + 14), "most", fill=WORDS, font=font, anchor="ra")
     buffer = io.BytesIO()
     made.save(buffer, "JPEG", quality=88)

@@ -24,9 +24,9 @@ Visible = Callable[[Tensor, Rows], Tensor]
 MOST_LABELS = 20  # a page of more is not looked through
 EXPLAINED = (
     "Attention rollout (Abnar and Zuidema, 2020) tells which patches the encoder's summary of an "
-    "image is made of. It is the same for every label and is no reason for a score. These are "
-    "patients' images: share this page as you would share them."
+    "image is made of. It is the same for every label and is no reason for a score."
 )
+PATIENTS = " These are patients' images: share this page as you would share them."
 
 
 def cases_section(
@@ -67,9 +67,9 @@ def cases_section(
     images = np.concatenate([test_set.store.images(row) for row in each])
     heats = np.concatenate([_rollout(trained, test_set, row, visible) for row in each])
     pictures = case_pictures(shown, trained.names, images, heats)
-    text = EXPLAINED
-    if more := len(trained.names) - MOST_LABELS:
-        text += f" Shown are {MOST_LABELS} of {len(trained.names)} labels." if more > 0 else ""
+    text = EXPLAINED if test_set.drawn else EXPLAINED + PATIENTS
+    if len(trained.names) > MOST_LABELS:
+        text += f" Shown are {MOST_LABELS} of {len(trained.names)} labels."
     return Section(title, text=text, pictures=pictures)
 
 

@@ -7,7 +7,15 @@ import pytest
 from PIL import Image
 
 from spcxr.errors import SpcxrError
-from spcxr.evaluate.cases import HEAT, STRONGEST, Case, case_pictures, heat_overlay, pick_cases
+from spcxr.evaluate.cases import (
+    HEAT,
+    STRONGEST,
+    Case,
+    case_pictures,
+    heat_overlay,
+    pick_cases,
+    times_even,
+)
 from spcxr.evaluate.report import Report, Section, render
 
 
@@ -57,7 +65,7 @@ def test_a_label_without_rows_has_no_case_and_nan_scores_are_refused():
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_heat_is_where_attention_is(dtype):
     image = np.full((256, 256), np.iinfo(dtype).max // 2, dtype)
-    heat = np.zeros((8, 8))
+    heat = np.full((8, 8), 0.01)
     heat[2, 5] = 0.03
     drawn = heat_overlay(image, heat)
     assert drawn.shape == (256, 256, 3)
@@ -66,8 +74,15 @@ def test_heat_is_where_attention_is(dtype):
     # at the patch's middle, between four pixels: all but the strongest
     expected = (1 - STRONGEST) * 127 + STRONGEST * 255 * np.array(HEAT(1.0)[:3])
     np.testing.assert_allclose(drawn[80, 176], expected, atol=8)
-    none = heat_overlay(image, np.full((8, 8), np.nan))
-    assert (none == 127).all()
+    for even in (np.full((8, 8), np.nan), np.zeros((8, 8)), np.full((8, 8), 0.015)):
+        assert (heat_overlay(image, even) == 127).all()
+
+
+def test_what_is_not_read_does_not_count_as_an_even_share():
+    heat = np.full((4, 4), np.nan)
+    heat[0, :2] = 0.1, 0.3
+    assert times_even(heat) == times_even(np.nan_to_num(heat)) == pytest.approx(1.5)
+    assert times_even(np.zeros((2, 2))) == 0
 
 
 def test_pictures_are_small_jpegs_with_their_words():
