@@ -152,6 +152,13 @@ def test_siim_unites_masks(tmp_path):
     assert (tmp_path / manifest.column("mask_path")[0]).stat().st_mtime_ns == again
 
 
+def test_a_set_that_cannot_be_written_to_is_one_line(tmp_path):
+    root = siim(tmp_path)
+    (root / "spcxr-made").write_text("in the way")
+    with pytest.raises(SpcxrError, match=r"mask-.*png: cannot be written .* make its folder writ"):
+        sources.index(root)
+
+
 @pytest.mark.parametrize("cell", ["", "1", "1 2 3", "a 1", "1048575 2", "0 1 1048576 1"])
 def test_siim_runs_that_are_none(tmp_path, cell):
     root = siim(tmp_path)

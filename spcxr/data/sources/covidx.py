@@ -114,8 +114,11 @@ def _parse(line: str) -> Row | None:
 
 
 def _first(file: Path) -> Row | None:
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        return _parse(lines.readline())
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as lines:
+            return _parse(lines.readline(1000))
+    except OSError:
+        return None  # a folder, or not ours to read
 
 
 def _lists(root: Path, name: str) -> list[Path]:
