@@ -15,6 +15,7 @@ from public_sets import (
     MAKERS,
     RSNA,
     SIIM,
+    UUID,
     chexpert,
     covidx,
     draw,
@@ -208,6 +209,20 @@ def test_covidx(tmp_path):
     assert manifest.notes == ("covidx: 1 images of the table are not on disk",)
 
 
+def test_covidx_lines_without_a_source_and_lines_twice(tmp_path):
+    """As in the official lists: COVIDx3 to 7A name no source of RSNA's, COVIDx9 misspells it."""
+    root = covidx(tmp_path)
+    test, train = root / "labels/test_COVIDx9A.txt", root / "labels/train_COVIDx9A.txt"
+    test.write_text(f"{UUID} {UUID}.png normal\n" + test.read_text())
+    train.write_text(f"{UUID[:-1]}0 b.png normal rnsa\n" + COVIDX[0] + "\n" + train.read_text())
+    touch(root, f"test/{UUID}.png", "train/b.png")
+    manifest = sources.index(root)
+    assert len(manifest) == 5
+    by_path = dict(zip(manifest.column("path"), manifest.column("site"), strict=True))
+    assert by_path[f"test/{UUID}.png"] == by_path["train/b.png"] == "covidx-rsna"
+    assert f"covidx-rsna-{UUID}" in manifest.column("patient_id")
+
+
 def test_covidx_of_two_classes_with_a_list_for_validation(tmp_path):
     def lists(name, rows):
         text = "\n".join(rows).replace("COVID-19 ", "positive ")
@@ -228,7 +243,7 @@ def test_covidx_of_two_classes_with_a_list_for_validation(tmp_path):
     (tmp_path / "train.txt").unlink()
     with pytest.raises(SpcxrError, match="lists of A and B"):
         sources.index(tmp_path)
-    touch(tmp_path, "labels/train_COVIDx9A.txt", text=COVIDX[0] + "\n17 b.png COVID-19\n")
+    touch(tmp_path, "labels/train_COVIDx9A.txt", text=COVIDX[0] + "\n17 b.png covid\n")
     with pytest.raises(SpcxrError, match=r"train_COVIDx9A.txt: line 2 is not 'patientid filename"):
         sources.index(tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ CLASSES = {"normal", "pneumonia", "COVID-19"}  # the lists of A; those of B are 
 POSITIVE = {"positive": "1", "negative": "0"}
 FOLDERS = ("", "labels")
 SPLITS = {"train": "", "val": "val", "test": "test"}  # of training, an eighth is val where no list
+RENAMED = {"rnsa": "rsna"}  # in the lists of COVIDx9
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 Row = tuple[str, str, str, str]  # patient, file, class, source
 
 
@@ -25,6 +28,7 @@ def matches(root: Path) -> bool:
 
 def index(root: Path) -> Manifest:
     """``patientid filename class source`` a line, separated by spaces; images in any folders.
+    (Some lists have no source in some lines.)
 
     The lists of A (normal, pneumonia, COVID-19) give three labels, those of B (positive, negative)
     the label ``COVID-19``. ``site`` is the collection an image came from (``covidx-rsna``): most
@@ -64,13 +68,13 @@ def _manifest(
     notes: tuple[str, ...],
 ) -> Manifest:
     # A number such as 3 is a patient of one collection, and another of the next.
-    patients = [f"covidx-{source}-{patient}" for patient, _, _, source in rows]
+    patients = [_joined("covidx", source, patient) for patient, _, _, source in rows]
     classes = [row[2] for row in rows]
     columns: Columns = {
         "path": [on_disk[row[1]] for row in rows],
         "patient_id": patients,
         "split": with_validation(splits, patients),
-        "site": [sys.intern(f"covidx-{row[3]}") for row in rows],
+        "site": [sys.intern(_joined("covidx", row[3])) for row in rows],
     }
     labels: tuple[str, ...] = ("COVID-19",)
     if set(classes) <= POSITIVE.keys():
@@ -87,8 +91,13 @@ def _manifest(
     return Manifest.from_columns(columns, root=root, labels=labels, name=str(first), notes=notes)
 
 
+def _joined(*parts: str) -> str:
+    return "-".join(filter(None, parts))
+
+
 def _read(file: Path) -> list[Row]:
-    rows = []
+    """The lines of a list; one that stands twice (COVIDx4 has one) counts once."""
+    rows: dict[Row, None] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
@@ -97,20 +106,28 @@ def _read(file: Path) -> list[Row]:
                 f"{file}: line {number} is not 'patientid filename class source', separated by "
                 "spaces; get the list anew"
             )
-        rows.append(row)
-    return rows
+        rows[row] = None
+    return list(rows)
 
 
 def _parse(line: str) -> Row | None:
-    """A line from its end: what stands before the last three words is the patient.
+    """A line from its end: what stands before the file name is the patient.
+
+    Lists up to COVIDx7 leave out the source of some lines: of RSNA's, which are named by UUIDs.
 
     >>> _parse("3 SARS-Fig8a-day0.jpeg pneumonia cohen")
     ('3', 'SARS-Fig8a-day0.jpeg', 'pneumonia', 'cohen')
+    >>> _parse("a b.png normal"), _parse("patientid filename class source")
+    (('a', 'b.png', 'normal', ''), None)
     """
     words = line.split()
-    if len(words) < 4 or "." not in words[-3] or words[-2] not in {*CLASSES, *POSITIVE}:
+    known = {*CLASSES, *POSITIVE}
+    if words and words[-1] in known:
+        words.append("rsna" if UUID.fullmatch(words[0]) else "")
+    if len(words) < 4 or "." not in words[-3] or words[-2] not in known:
         return None
-    return " ".join(words[:-3]), words[-3], words[-2], words[-1]
+    source = RENAMED.get(words[-1], words[-1])
+    return " ".join(words[:-3]), words[-3], words[-2], source
 
 
 def _first(file: Path) -> Row | None:
