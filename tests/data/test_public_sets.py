@@ -71,6 +71,15 @@ def test_chexpert_in_batches_and_with_its_test_set(tmp_path):
     manifest = sources.index(root)
     assert manifest.column("split") == ["train"] * 3 + ["val", "test"]
     assert manifest.column("path")[0].startswith("CheXpert-v1.0 batch 2 (train 1)/patient00001")
+    # CheXlocalize's table of the same images: path and labels alone.
+    (root / "test.csv").unlink()
+    path, *rest = row.split(",")
+    header = ",".join(["Path", *CHEXPERT.split(",")[5:]])
+    touch(root, "test_labels.csv", text=f"{header}\n{','.join([path, *rest[4:]])}\n")
+    other = sources.index(root)
+    assert other.column("split") == manifest.column("split")
+    assert other.column("view")[4] == "FRONTAL"
+    np.testing.assert_array_equal(other.label_matrix(), manifest.label_matrix())
 
 
 def test_mimic(tmp_path):

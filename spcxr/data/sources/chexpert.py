@@ -27,8 +27,9 @@ FINDINGS = (
     "Fracture",
     "Support Devices",
 )
-NEEDED = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
-TABLES = ("train.csv", "valid.csv", "test.csv")
+ABOUT = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
+TABLES = ("train.csv", "valid.csv")
+TESTS = ("test.csv", "test_labels.csv")  # released later; that of CheXlocalize has labels alone
 # patient00001/study1/view1_frontal.jpg, whatever folders stand before it
 TAIL = re.compile(r"(?P<patient>patient\d+)/study\d+/view\d+_(frontal|lateral)\.\w+$")
 
@@ -47,27 +48,28 @@ def index(root: Path) -> Manifest:
 
     Ours: without ``test.csv``, ``valid.csv`` is the split ``test`` (three radiologists labelled
     it, a program ``train.csv``), and an eighth of the training patients is ``val``, by hash. With
-    ``test.csv`` the three are ``train``, ``val`` and ``test``.
+    ``test.csv`` (or ``test_labels.csv``) the three are ``train``, ``val`` and ``test``.
     """
     tables = [root / name for name in TABLES if (root / name).is_file()]
     if not tables:
         raise SpcxrError(f"{root}: no train.csv or valid.csv; put the set's tables at its top")
-    parts: Columns = {name: [] for name in (*NEEDED, "table")}
-    for table in tables:
+    tests = [root / name for name in TESTS if FINDINGS[0] in header_of(root / name)][:1]
+    parts: Columns = {name: [] for name in ("Path", *ABOUT, *FINDINGS, "table")}
+    for table in tables + tests:
         rows = read_table(table)
-        need(rows, NEEDED, table)
-        for name in NEEDED:
-            parts[name] += rows[name]
-        parts["table"] += [table.name] * len(rows["Path"])
+        need(rows, ("Path", *FINDINGS, *([] if table in tests else ABOUT)), table)
+        blank = [""] * len(rows["Path"])
+        for name in ("Path", *ABOUT, *FINDINGS):
+            parts[name] += rows.get(name, blank)
+        parts["table"] += [table.name] * len(blank)
     on_disk = {_tail(file): file for file in walk(root) if TAIL.search(file)}
     tails = [_tail(path) for path in parts["Path"]]
     here, notes = here_of(tails, on_disk, "chexpert", tables[0])
     kept = {name: [cells[row] for row in here] for name, cells in parts.items()}
     paths = [on_disk[tails[row]] for row in here]
-    held_out = TABLES[2] in {table.name for table in tables}
-    if not held_out and TABLES[1] in kept["table"]:
+    if not tests and TABLES[1] in kept["table"]:
         notes += ("chexpert: no test.csv, so valid.csv is the split test",)
-    columns = _columns(kept, paths, held_out)
+    columns = _columns(kept, paths, bool(tests))
     return Manifest.from_columns(
         columns, root=root, labels=FINDINGS, name=str(tables[0]), notes=notes
     )
@@ -77,12 +79,12 @@ def _columns(rows: Columns, paths: list[str], held_out: bool) -> Columns:
     patients = [f"chexpert-{_patient(path)}" for path in paths]
     split = {"train.csv": "train" if held_out else "", "valid.csv": "val" if held_out else "test"}
     splits = [split.get(name, "test") for name in rows["table"]]
-    sides = zip(rows["Frontal/Lateral"], rows["AP/PA"], strict=True)
+    sides = zip(paths, rows["AP/PA"], strict=True)
     return {
         "path": paths,
         "patient_id": patients,
         "split": with_validation(splits, patients),
-        "view": [_view(side, projection) for side, projection in sides],
+        "view": [_view(path, projection) for path, projection in sides],
         "age": rows["Age"],
         "sex": [sex_of(cell) for cell in rows["Sex"]],
         "site": ["chexpert"] * len(paths),
@@ -101,10 +103,13 @@ def _patient(path: str) -> str:
     return found["patient"] if found else ""
 
 
-def _view(side: str, projection: str) -> str:
-    """The manifest's word for a view.
+def _view(path: str, projection: str) -> str:
+    """The manifest's word for a view; the file's name says the side.
 
-    >>> _view("Frontal", "PA"), _view("Lateral", ""), _view("Frontal", "")
-    ('PA', 'LATERAL', 'FRONTAL')
+    >>> _view("view1_frontal.jpg", "PA"), _view("view2_lateral.jpg", "")
+    ('PA', 'LATERAL')
+    >>> _view("view1_frontal.jpg", "")
+    'FRONTAL'
     """
-    return "LATERAL" if side.lower() == "lateral" else projection.upper() or side.upper()
+    side = Path(path).stem.rpartition("_")[2]
+    return "LATERAL" if side == "lateral" else projection.upper() or side.upper()
