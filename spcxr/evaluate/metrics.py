@@ -15,67 +15,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spcxr.errors import SpcxrError
+from spcxr.evaluate.ranking import Ranking, by_resample, known_rows, like, ratio
 
 Array = NDArray[Any]
 Metric = Callable[[Array, Array, "Array | None"], Array]
 
 
-def _by_resample(weights: ArrayLike | None, n: int) -> Array:
-    """Weights as ``(R, n)`` float64; R = 1 for none or one weight a row."""
-    if weights is None:
-        return np.ones((1, n))
-    made = np.atleast_2d(np.asarray(weights, np.float64))
-    if made.shape[1] != n:
-        raise SpcxrError(f"weights for {made.shape[1]} rows, labels for {n}; give one weight a row")
-    return made
-
-
-def _like(values: Array, weights: ArrayLike | None) -> Array:
-    """Drop the resample axis again unless the caller gave one."""
-    return values if weights is not None and np.ndim(weights) == 2 else values[0]
-
-
-def _ratio(part: Array, whole: Array) -> Array:
-    """``part / whole``, NaN where the whole is 0."""
-    empty = whole == 0
-    return np.where(empty, np.nan, part / np.where(empty, 1, whole))
-
-
 # --- from scores ----------------------------------------------------------------------------
 
 
-def _ranked(
-    labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None
-) -> tuple[Array, Array, Array, Array]:
-    """Positives and negatives ``(R, m)`` at each distinct score, falling; those scores; m ends.
-
-    Raises
-    ------
-    SpcxrError
-        labels other than 0, 1, NaN; scores that are NaN; lengths that differ.
-    """
-    truth, score = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
-    if truth.ndim != 1 or truth.shape != score.shape:
-        raise SpcxrError(f"labels {truth.shape} and scores {score.shape}; give two (n,) arrays")
-    known = ~np.isnan(truth)
-    if not np.isin(truth[known], (0, 1)).all():
-        raise SpcxrError("labels must be 0, 1 or NaN; settle uncertain ones (-1) first")
-    if np.isnan(score[known]).any():
-        raise SpcxrError("scores hold NaN; the model's output is broken, retrain or use fp32")
-    table = _by_resample(weights, len(truth))
-    kept = np.flatnonzero(known)
-    order = kept[np.argsort(-score[kept], kind="stable")]
-    # np.take is twice as fast here as table[:, order]
-    counts = np.take(table, order, axis=1)
-    positive = counts * truth[order]
-    falling = score[order]
-    last = np.append(falling[1:] != falling[:-1], True)[: len(falling)]
-    ends = np.flatnonzero(last)
-    if len(ends) == len(order):
-        return positive, counts - positive, falling, ends
-    starts = np.append(0, ends[:-1] + 1)
-    summed = np.add.reduceat(positive, starts, axis=1)
-    return summed, np.add.reduceat(counts, starts, axis=1) - summed, falling[ends], ends
+def _ranked(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
+    """Positives and negatives called ``(m,)`` at each distinct score, falling."""
+    _, truth, score = known_rows(labels, scores)
+    levels, place = np.unique(-score, return_inverse=True)
+    counts = [np.bincount(place[truth == kind], minlength=len(levels)) for kind in (1, 0)]
+    return np.cumsum(counts[0]), np.cumsum(counts[1])
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> Array:
@@ -99,10 +53,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None
     >>> auroc([0, 1, 1], [0.2, 0.1, 0.9], [[1, 1, 1], [1, 0, 2], [0, 1, 1]])
     array([0.5, 1. , nan])
     """
-    positive, negative, _, _ = _ranked(labels, scores, weights)
-    below = negative.sum(1, keepdims=True) - np.cumsum(negative, axis=1)
-    wins = np.einsum("rm,rm->r", positive, below + 0.5 * negative)
-    return _like(_ratio(wins, positive.sum(1) * negative.sum(1)), weights)
+    return like(Ranking(labels, scores).steps(weights).auroc(), weights)
 
 
 def average_precision(
@@ -116,13 +67,7 @@ def average_precision(
     >>> round(float(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])), 4)
     0.8333
     """
-    positive, negative, _, _ = _ranked(labels, scores, weights)
-    true = np.cumsum(positive, axis=1)
-    called = true + np.cumsum(negative, axis=1)
-    # where nothing is called yet (weights 0) there is no gain in recall either
-    precision = true / np.maximum(called, np.finfo(np.float64).tiny)
-    gained = np.einsum("rm,rm->r", precision, positive)
-    return _like(_ratio(gained, positive.sum(1)), weights)
+    return like(Ranking(labels, scores).steps(weights).average_precision(), weights)
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
@@ -131,12 +76,8 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
     >>> [v.tolist() for v in roc_curve([0, 1], [0.1, 0.9])]
     [[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
     """
-    positive, negative, _, _ = _ranked(labels, scores, None)
-    rates = [
-        np.append(0.0, _ratio(np.cumsum(c[0]), np.full(c.shape[1], c[0].sum())))
-        for c in (negative, positive)
-    ]
-    return rates[0], rates[1]
+    true, false = (np.append(0, called) for called in _ranked(labels, scores))
+    return ratio(false, false[-1:]), ratio(true, true[-1:])
 
 
 def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
@@ -145,9 +86,8 @@ def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Array,
     >>> [v.tolist() for v in precision_recall_curve([0, 1], [0.1, 0.9])]
     [[1.0, 1.0], [1.0, 0.5]]
     """
-    positive, negative, _, _ = _ranked(labels, scores, None)
-    true, false = np.cumsum(positive[0]), np.cumsum(negative[0])
-    return _ratio(true, np.full(len(true), positive[0].sum())), _ratio(true, true + false)
+    true, false = _ranked(labels, scores)
+    return ratio(true, true[-1:]), ratio(true, true + false)
 
 
 def sensitivity_at(
@@ -164,15 +104,12 @@ def sensitivity_at(
     [0.5, 0.5, 1.0]
     """
     grid = np.asarray(false_positive_rates, np.float64)
-    positive, negative, _, _ = _ranked(labels, scores, weights)
-    read = np.full((len(positive), len(grid)), np.nan)
-    for row, (p, n) in enumerate(zip(positive, negative, strict=True)):
-        if p.sum() and n.sum():
-            fpr = np.append(0.0, np.cumsum(n) / n.sum())
-            tpr = np.append(0.0, np.cumsum(p) / p.sum())
-            # at a rate where the curve climbs straight up, np.interp reads its upper end
-            read[row] = np.interp(grid, fpr, tpr)
-    return _like(read, weights)
+    corners = zip(
+        *(rates.T for rates in Ranking(labels, scores).steps(weights).curve()), strict=True
+    )
+    # at a rate where the curve climbs straight up, np.interp reads its upper end
+    read = [np.interp(grid, false, true) for false, true in corners]
+    return like(np.stack(read), weights)
 
 
 def by_class(
@@ -188,7 +125,7 @@ def by_class(
     """
     truth, score = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
     columns = zip(truth.T, score.T, strict=True)
-    table = None if weights is None else np.asarray(weights, np.float64)
+    table = None if weights is None else np.asarray(weights)
     return np.stack([metric(t, s, table) for t, s in columns], axis=-1)
 
 
@@ -214,16 +151,16 @@ def confusion_matrix(
     [[1.0, 0.0], [1.0, 1.0]]
     """
     truth, guess = np.asarray(labels, np.float64), np.asarray(predicted, np.float64)
-    table = _by_resample(weights, len(truth))
+    table = by_resample(weights, len(truth))
     kept = np.flatnonzero(~np.isnan(truth))
     for values in (truth[kept], guess[kept]):
         if not np.isin(values, np.arange(classes)).all():
             raise SpcxrError(f"a class number outside 0..{classes - 1}; give the number of classes")
     cell = (truth[kept] * classes + guess[kept]).astype(np.int64)
-    counts = np.zeros((len(table), classes * classes))
+    counts = np.zeros((table.shape[1], classes * classes))
     for number in np.unique(cell):
-        counts[:, number] = table[:, kept[cell == number]].sum(1)
-    return _like(counts.reshape(-1, classes, classes), weights)
+        counts[:, number] = table[kept[cell == number]].sum(0)
+    return like(counts.reshape(-1, classes, classes), weights)
 
 
 def accuracy(confusion: Array) -> Array:
@@ -232,17 +169,17 @@ def accuracy(confusion: Array) -> Array:
     >>> float(accuracy(np.array([[3, 1], [0, 4]])))
     0.875
     """
-    return _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
+    return ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
 
 
 def recall(confusion: Array) -> Array:
     """Share of each true class that was found: ``(..., K, K)`` -> ``(..., K)``."""
-    return _ratio(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1))
+    return ratio(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1))
 
 
 def precision(confusion: Array) -> Array:
     """Share of each predicted class that was right: ``(..., K, K)`` -> ``(..., K)``."""
-    return _ratio(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-2))
+    return ratio(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-2))
 
 
 def f1(confusion: Array) -> Array:
@@ -254,7 +191,7 @@ def f1(confusion: Array) -> Array:
     [0.8571, 0.8889]
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    return _ratio(2 * hits, confusion.sum(-1) + confusion.sum(-2))
+    return ratio(2 * hits, confusion.sum(-1) + confusion.sum(-2))
 
 
 def sensitivity(confusion: Array) -> Array:
@@ -275,7 +212,7 @@ def balanced_accuracy(confusion: Array) -> Array:
     """
     found = recall(confusion)
     there = ~np.isnan(found)
-    return _ratio(np.nansum(found, -1), there.sum(-1))
+    return ratio(np.nansum(found, -1), there.sum(-1))
 
 
 # --- of masks -------------------------------------------------------------------------------
@@ -317,7 +254,7 @@ def dice(predicted: Array, truth: Array, known: Array | None = None) -> Array:
     array([0.667,   nan, 0.   ])
     """
     both, areas = _areas(predicted, truth, known)
-    return _ratio(2 * both, areas)
+    return ratio(2 * both, areas)
 
 
 def iou(predicted: Array, truth: Array, known: Array | None = None) -> Array:
@@ -327,7 +264,7 @@ def iou(predicted: Array, truth: Array, known: Array | None = None) -> Array:
     array([0.5])
     """
     both, areas = _areas(predicted, truth, known)
-    return _ratio(both, areas - both)
+    return ratio(both, areas - both)
 
 
 def mean(values: ArrayLike, weights: ArrayLike | None = None) -> Array:
@@ -337,6 +274,6 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> Array:
     1.75
     """
     given = np.asarray(values, np.float64)
-    table = _by_resample(weights, len(given))
     known = ~np.isnan(given)
-    return _like(_ratio(table[:, known] @ given[known], table[:, known].sum(1)), weights)
+    table = by_resample(weights, len(given))[known]
+    return like(ratio(given[known] @ table, table.sum(0)), weights)

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 import spcxr
 from spcxr.evaluate import metrics, plots
+from spcxr.evaluate.calibration import BINS, reliability_curve, top_label
+from spcxr.evaluate.delong import PairedTest
 from spcxr.evaluate.intervals import Interval, resample_counts
 from spcxr.evaluate.overlays import side_by_side
 from spcxr.evaluate.report import Cell, Picture, Table
@@ -22,19 +25,28 @@ from spcxr.evaluate.summary import ClassSummary, usable_rows
 
 Array = NDArray[Any]
 
-TITLES = {
-    "macro_auroc": "mean AUROC",
-    "macro_average_precision": "mean average precision",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "mean F1",
+OF_A_LABEL = {
     "auroc": "AUROC",
     "average_precision": "average precision",
+    "sensitivity_at_specificity_90": "sensitivity at specificity 0.9",
+    "specificity_at_sensitivity_90": "specificity at sensitivity 0.9",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
-    "dice": "Dice",
-    "iou": "IoU",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "brier": "Brier score",
+    "ece": "calibration error",
 }
+TITLES = (
+    {f"macro_{key}": f"mean {title}" for key, title in OF_A_LABEL.items()}
+    | OF_A_LABEL
+    | {"dice": "Dice", "iou": "IoU"}
+)
+# What `comparison` leaves to the tables of the single set.
+LEFT_TO_DETAILS = {
+    f"macro_{key}" for key in OF_A_LABEL if key not in {"auroc", "average_precision", "f1", "ece"}
+} | {"brier"}
 CURVES_PER_PLOT = 3
 FEW_CASES = 10  # below this, resampling cannot know how varied the cases are
 BAND_RESAMPLES = 500
@@ -44,13 +56,14 @@ FALSE_POSITIVE_RATES = np.linspace(0, 1, 101)
 def comparison(
     caption: str, results: Mapping[str, Mapping[str, Interval]], *, first: str = "", note: str = ""
 ) -> Table:
-    """One row a result (a model, a test set), one column a metric.
+    """One row a result (a model, a test set), one column a metric but those `LEFT_TO_DETAILS`.
 
     >>> found = {"auroc": Interval(0.8, 0.7, 0.9, 50, 40, 0)}
     >>> comparison("Test", {"pretrained": found, "scratch": found}).columns
     ['', 'AUROC']
     """
     keys = list(dict.fromkeys(key for found in results.values() for key in found))
+    keys = [key for key in keys if key not in LEFT_TO_DETAILS]
     rows: list[list[Cell]] = [
         [name, *(found.get(key) for key in keys)] for name, found in results.items()
     ]
@@ -64,10 +77,35 @@ def comparison(
     return Table(caption, [first, *(TITLES.get(key, key) for key in keys)], rows, note.strip())
 
 
+def class_tables(summary: ClassSummary) -> list[Table]:
+    """The metrics of each class: how it ranks, what it calls, what its probabilities are worth."""
+    return [
+        class_table("By class: ranking", summary),
+        _table_of(
+            "By class: calls",
+            summary,
+            ("sensitivity", "specificity", "accuracy", "balanced_accuracy", "f1"),
+            _calling(summary),
+        ),
+        _table_of(
+            "By class: probabilities",
+            summary,
+            ("brier", "ece"),
+            f"Brier score: the mean squared distance of a probability from what is true. "
+            f"Calibration error: of {BINS} bins of equal width. Both are best at 0; the "
+            "calibration error of few rows is well above it by chance alone.",
+        ),
+    ]
+
+
 def class_table(caption: str, summary: ClassSummary) -> Table:
-    """The metrics of each class, with how many positive rows stand behind them."""
-    keys = ("auroc", "average_precision", "sensitivity", "specificity")
+    """How well each class is ranked, and how many positive rows stand behind it."""
     rows: list[list[Cell]] = []
+    keys = (
+        "average_precision",
+        "sensitivity_at_specificity_90",
+        "specificity_at_sensitivity_90",
+    )
     for name in summary.names:
         positive, known = summary.positives[name]
         found = summary.by_class[name]
@@ -75,13 +113,39 @@ def class_table(caption: str, summary: ClassSummary) -> Table:
             [
                 name,
                 f"{positive}\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}{known}",
+                found["auroc"],
+                summary.delong[name],
                 *(found[key] for key in keys),
             ]
         )
+    columns = ["class", "positive", "AUROC", "AUROC, DeLong", *(TITLES[key] for key in keys)]
+    return Table(caption, columns, rows, _ranking_note(summary))
+
+
+def _table_of(caption: str, summary: ClassSummary, keys: Sequence[str], note: str) -> Table:
+    """One row a class, these of its metrics."""
+    rows: list[list[Cell]] = [
+        [name, *(summary.by_class[name][key] for key in keys)] for name in summary.names
+    ]
+    return Table(caption, ["class", *(TITLES[key] for key in keys)], rows, note)
+
+
+def _calling(summary: ClassSummary) -> str:
+    """From where a class is called."""
     if summary.threshold is None:
-        note = "Sensitivity and specificity: the class of the highest probability is called."
-    else:
-        note = f"Sensitivity and specificity at a probability of {summary.threshold:g}."
+        return "The class of the highest probability is called."
+    if isinstance(summary.threshold, float):
+        return f"A label is called from a probability of {summary.threshold:g}."
+    said = ", ".join(
+        f"{name} {'none' if np.isnan(cut) else f'{cut:.3g}'}"
+        for name, cut in zip(summary.names, summary.threshold, strict=True)
+    )
+    return f"A label is called from its own probability: {said}."
+
+
+def _ranking_note(summary: ClassSummary) -> str:
+    """What to know of the classes with no, or few, rows of a kind."""
+    note = "DeLong: the interval in closed form, over the same patients."
     if summary.left_out:
         note += (
             f" Not in the means, for want of positive or negative rows: "
@@ -97,7 +161,55 @@ def class_table(caption: str, summary: ClassSummary) -> Table:
             f" Fewer than {FEW_CASES} positive or negative rows, so the interval is too narrow "
             f"to trust: {', '.join(few)}."
         )
-    return Table(caption, ["class", "positive", *(TITLES[key] for key in keys)], rows, note)
+    undefined = {
+        name: found["auroc"].n_undefined
+        for name, found in summary.by_class.items()
+        if found["auroc"].n_undefined and name not in summary.left_out
+    }
+    if undefined:
+        said = ", ".join(f"{name} {count}" for name, count in undefined.items())
+        note += f" Resamples without a case, left out of an interval: {said}."
+    return note
+
+
+def paired_table(caption: str, comparisons: Mapping[str, Comparison]) -> Table:
+    """Model A beside model B: one row a metric or label, their difference and its test.
+
+    >>> a, b = Interval(0.9, 0.8, 1.0, 50, 40, 0), Interval(0.8, 0.7, 0.9, 50, 40, 0)
+    >>> apart = Interval(0.1, 0.02, 0.18, 50, 40, 0)
+    >>> made = paired_table("A beside B", {"mean AUROC": Comparison(a, b, apart)})
+    >>> made.columns
+    ['', 'A', 'B', 'A − B', 'A − B, DeLong', 'p']
+    """
+    rows: list[list[Cell]] = []
+    for name, found in comparisons.items():
+        test = found.test
+        rows.append([name, found.first, found.second, found.difference])
+        if test is None:
+            rows[-1] += [None, None]
+            continue
+        rows[-1].append(
+            replace(found.difference, value=test.difference, low=test.low, high=test.high)
+        )
+        rows[-1].append("–" if np.isnan(test.p) else "< 0.001" if test.p < 0.001 else test.p)
+    count = sum(found.test is not None for found in comparisons.values())
+    note = "A − B: the same patients are drawn for both models. p: DeLong's test of no difference."
+    if count > 1:
+        note += (
+            f" Of {count} tests, one in twenty falls below 0.05 by chance: they are not corrected "
+            "for being many."
+        )
+    return Table(caption, ["", "A", "B", "A − B", "A − B, DeLong", "p"], rows, note)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same rows: their values, the difference, and DeLong's test where it is."""
+
+    first: Interval
+    second: Interval
+    difference: Interval
+    test: PairedTest | None = None
 
 
 def class_plots(
@@ -168,6 +280,50 @@ def _roc(
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     band = plots.Band(FALSE_POSITIVE_RATES, low, high)
     return plots.Curve(f"{name} ({area:.3f})", fpr, tpr, band)
+
+
+def reliability_pictures(
+    summary: ClassSummary, labels: Array, scores: Array, *, what: str = "probabilities"
+) -> list[Picture]:
+    """How often what is called likely is true, with the rows behind each point.
+
+    One of many: the highest probability of a row. Multi-label: each label's own.
+
+    Parameters
+    ----------
+    summary, labels, scores
+        as given to and made by `summarise_classes`.
+    what
+        the words for the probabilities ("probabilities before tempering").
+    """
+    kept = usable_rows(labels, multilabel=summary.multilabel)
+    truth, score = labels[kept], scores[kept]
+    if not summary.multilabel:
+        given = {"highest probability": (*top_label(truth, score), summary.overall["ece"])}
+    else:
+        given = {
+            name: (truth[:, k], score[:, k], summary.by_class[name]["ece"])
+            for k, name in enumerate(summary.names)
+            if summary.positives[name][1]
+        }
+    pictures = []
+    for start in range(0, len(given), CURVES_PER_PLOT):
+        part = dict(list(given.items())[start : start + CURVES_PER_PLOT])
+        made = {name: reliability_curve(t, s) for name, (t, s, _) in part.items()}
+        curves = [
+            plots.Curve(f"{name} ({part[name][2].value:.3f})", x, y)
+            for name, (x, y, _) in made.items()
+        ]
+        said = "; ".join(f"{name} {error}" for name, (_, _, error) in part.items())
+        pictures.append(
+            Picture(
+                f"Reliability of the {what} of {', '.join(part)} (calibration error): on the "
+                "dotted line they mean what they say. Below: the rows of each bin.",
+                f"Reliability diagram of the {what}. Calibration error: {said}.",
+                svg=plots.reliability(curves, [count for _, _, count in made.values()]),
+            )
+        )
+    return pictures
 
 
 def confusion_picture(matrix: Array, names: Sequence[str]) -> Picture:

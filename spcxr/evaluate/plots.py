@@ -26,6 +26,7 @@ Array = NDArray[Any]
 # Okabe & Ito 2008, without black (the page may be dark) and yellow (it may be light).
 COLOURS = ("#0a84c6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
+MARKERS = "os^Dv*"
 INK = "#010203"  # stands for currentColor until the SVG is written
 CURVE_POINTS = 400
 
@@ -163,6 +164,44 @@ def _legend(axes: Axes, count: int) -> None:
     axes.figure.legend(loc="outside lower center", ncols=min(count, 2))
 
 
+def reliability(curves: Sequence[Curve], counts: Sequence[Array]) -> str:
+    """Share that is true (y) over mean probability (x), and below it rows a bin -> SVG text.
+
+    Parameters
+    ----------
+    curves
+        one point a bin that holds rows, as `calibration.reliability_curve` gives them.
+    counts
+        the rows of each curve's bins, ``(m,)``.
+
+    >>> curve = Curve("covid", np.array([0.2, 0.8]), np.array([0.1, 0.7]))
+    >>> "rows" in reliability([curve], [np.array([30, 10])])
+    True
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.2, 5.2), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
+        for axes in (upper, lower):
+            axes.grid(True)
+            axes.set_axisbelow(True)
+        upper.plot([0, 1], [0, 1], color=INK, alpha=0.4, lw=0.8, ls=":")
+        for number, (curve, count) in enumerate(zip(curves, counts, strict=True)):
+            look: dict[str, Any] = {
+                "color": COLOURS[number % len(COLOURS)],
+                "linestyle": DASHES[number % len(DASHES)],
+                "marker": MARKERS[number % len(MARKERS)],
+                "markersize": 4,
+            }
+            upper.plot(curve.x, curve.y, label=curve.name, **look)
+            lower.plot(curve.x, count, **look)
+        upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share that is true")
+        # bins of one row and of thousands stand side by side
+        lower.set(yscale="log", xlabel="mean probability of a bin", ylabel="rows")
+        lower.set_ylim(bottom=0.8)
+        _legend(upper, len(curves))
+        return _svg(figure)
+
+
 def confusion(matrix: Array, names: Sequence[str]) -> str:
     """Confusion matrix ``(K, K)``: counts, coloured by the share of the true class -> SVG text."""
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -208,7 +247,7 @@ def intervals(rows: Mapping[str, Mapping[str, Interval]], *, x_label: str) -> st
                 value,
                 np.array(places) + shift,
                 xerr=reach,
-                fmt="os^Dv*"[number % 6],
+                fmt=MARKERS[number % len(MARKERS)],
                 color=COLOURS[number % len(COLOURS)],
                 capsize=3,
                 label=name,

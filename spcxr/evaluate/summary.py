@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
+from spcxr.evaluate.calibration import calibration_error, top_label
+from spcxr.evaluate.delong import delong_interval
 from spcxr.evaluate.intervals import Interval, Statistic, bootstrap_all
+from spcxr.evaluate.label_metrics import METRICS, LabelMetrics
 from spcxr.evaluate.report import NOT_WRITTEN
 
 Array = NDArray[Any]
@@ -21,22 +24,25 @@ Array = NDArray[Any]
 class ClassSummary:
     """How well labels are predicted on one set.
 
-    ``overall`` and ``by_class[name]`` map a metric's name to its `Interval`; ``statistics`` maps
+    ``overall`` and ``by_class[name]`` map a metric's name to its bootstrap `Interval`, ``delong``
+    a label to its AUROC's closed form. ``statistics`` maps
     the overall ones to functions of row weights, over the rows of ``patients``: what
     `paired_bootstrap` needs to compare two models. ``positives[name]``
     is (positive rows, rows with a known label). ``confusion`` ``(K, K)`` counts, rows true; None
     for multi-label. ``left_out`` names classes without both kinds of rows: not in the macro means.
+    ``threshold``: of all labels, or one each; None where the highest probability is called.
     """
 
     names: tuple[str, ...]
     multilabel: bool
     n_rows: int
     n_patients: int
-    threshold: float | None
+    threshold: float | tuple[float, ...] | None
     overall: Mapping[str, Interval]
     statistics: Mapping[str, Statistic] = field(metadata=NOT_WRITTEN)
     patients: Array = field(metadata=NOT_WRITTEN)
     by_class: Mapping[str, Mapping[str, Interval]]
+    delong: Mapping[str, Interval]
     positives: Mapping[str, tuple[int, int]]
     confusion: Array | None
     left_out: tuple[str, ...]
@@ -63,12 +69,13 @@ def summarise_classes(
     multilabel: bool,
     n: int = 2000,
     seed: int = 0,
-    threshold: float = 0.5,
+    threshold: float | Array = 0.5,
 ) -> ClassSummary:
-    """AUROC, average precision, sensitivity, specificity by class; macro means; accuracies.
+    """Every metric of `label_metrics.METRICS` by class; macro means; accuracies; calibration.
 
-    One of many: the predicted class is the one of the highest score; AUROC and average precision
-    are one against the rest. Multi-label: each label is called at ``threshold``.
+    One of many: the predicted class is the one of the highest score; the metrics of a class are
+    one against the rest, and ``ece`` overall is of the highest probability. Multi-label: each label
+    is called at its threshold, and what is overall is the mean over labels.
 
     Parameters
     ----------
@@ -79,11 +86,14 @@ def summarise_classes(
         ``(n, K)`` probabilities.
     patients
         ``(n,)`` pseudonyms, resampled whole.
+    threshold
+        of all labels, or ``(K,)``; a label whose own is NaN is not called, and what would be
+        counted of its calls is NaN. Not read for one of many.
 
     Raises
     ------
     SpcxrError
-        no row with a known label.
+        no row with a known label; scores that are no probabilities (NaN, outside [0, 1]).
 
     >>> rng = np.random.default_rng(0)
     >>> labels = np.eye(2)[rng.integers(0, 2, 60)]
@@ -99,62 +109,82 @@ def summarise_classes(
             f"no row with a known label among {', '.join(names)}; check the label columns"
         )
     truth, score, who = labels[kept], scores[kept], np.asarray(patients)[kept]
-    if multilabel:
-        called = score >= threshold
-    else:
-        called = np.eye(len(names), dtype=bool)[score.argmax(1)]
-    by_class = {
-        name: _one_class(truth[:, k], score[:, k], called[:, k], who, n, seed)
-        for k, name in enumerate(names)
+    refuse_improbable(score)
+    cuts = np.broadcast_to(np.asarray(threshold, np.float64), len(names))
+    called = _calls(score, cuts, multilabel)
+    each = LabelMetrics(truth, score, called)
+    known = dict(zip(names, ~np.isnan(truth).T, strict=True))
+    defined = ~np.isnan(each(np.ones(len(truth)))["auroc"])
+    overall = _overall(truth, score, each, defined, multilabel)
+    of_labels = {
+        (name, key): _of_label(each, key, k) for k, name in enumerate(names) for key in METRICS
     }
-    there = np.array([not np.isnan(by_class[name]["auroc"].value) for name in names])
-    overall = _overall(truth, score, called, there, multilabel)
-    confusion = None
-    if not multilabel:
-        confusion = metrics.confusion_matrix(truth.argmax(1), score.argmax(1), len(names))
+    found = bootstrap_all(
+        who,
+        overall | {"/".join(place): statistic for place, statistic in of_labels.items()},
+        n=n,
+        seed=seed,
+        rows={f"{name}/{key}": known[name] for name, key in of_labels},
+    )
     return ClassSummary(
         names=names,
         multilabel=multilabel,
         n_rows=len(truth),
         n_patients=len(np.unique(who)),
-        threshold=threshold if multilabel else None,
-        overall=bootstrap_all(who, overall, n=n, seed=seed),
+        threshold=_said(threshold) if multilabel else None,
+        overall={key: found[key] for key in overall},
         statistics=overall,
         patients=who,
-        by_class=by_class,
+        by_class={name: {key: found[f"{name}/{key}"] for key in METRICS} for name in names},
+        delong={
+            name: delong_interval(truth[:, k], score[:, k], who) for k, name in enumerate(names)
+        },
         positives={
             name: (int((column == 1).sum()), int((~np.isnan(column)).sum()))
             for name, column in zip(names, truth.T, strict=True)
         },
-        confusion=confusion,
-        left_out=tuple(name for name, is_there in zip(names, there, strict=True) if not is_there),
+        confusion=None
+        if multilabel
+        else metrics.confusion_matrix(truth.argmax(1), score.argmax(1), len(names)),
+        left_out=tuple(name for name, there in zip(names, defined, strict=True) if not there),
     )
 
 
-def _one_class(
-    truth: Array, score: Array, called: Array, patients: Array, n: int, seed: int
-) -> dict[str, Interval]:
-    """The metrics of one label over the rows where it is known."""
-    known = ~np.isnan(truth)
-    if not known.any():
-        nothing = Interval(np.nan, np.nan, np.nan, 0, 0, 0)
-        return dict.fromkeys(("auroc", "average_precision", "sensitivity", "specificity"), nothing)
-    y, s, c = truth[known], score[known], called[known]
+def refuse_improbable(scores: Array) -> None:
+    """Refuse scores ``(n, K)`` of which any is NaN or outside [0, 1].
 
-    def confusion(weights: Array) -> Array:
-        return metrics.confusion_matrix(y, c, 2, weights)
+    >>> refuse_improbable(np.array([[0.2], [np.nan]]))
+    Traceback (most recent call last):
+    spcxr.errors.SpcxrError: 1 of 2 rows (the first is row 1) have a probability that is NaN ...
+    """
+    broken = np.flatnonzero(~((scores >= 0) & (scores <= 1)).all(1))
+    if len(broken):
+        raise SpcxrError(
+            f"{len(broken)} of {len(scores)} rows (the first is row {broken[0]}) have a "
+            "probability that is NaN or outside 0 to 1; the model is broken: retrain, or use "
+            "--precision fp32"
+        )
 
-    statistics: dict[str, Statistic] = {
-        "auroc": lambda w: metrics.auroc(y, s, w),
-        "average_precision": lambda w: metrics.average_precision(y, s, w),
-        "sensitivity": lambda w: metrics.sensitivity(confusion(w)),
-        "specificity": lambda w: metrics.specificity(confusion(w)),
-    }
-    return bootstrap_all(patients[known], statistics, n=n, seed=seed)
+
+def _calls(score: Array, cuts: Array, multilabel: bool) -> Array:
+    """What is called ``(n, K)``: 1 / 0, NaN for a label whose threshold is NaN."""
+    if not multilabel:
+        return np.eye(score.shape[1])[score.argmax(1)]
+    return np.where(np.isnan(cuts), np.nan, score >= cuts)
+
+
+def _said(threshold: float | Array) -> float | tuple[float, ...]:
+    """One number, or one a label."""
+    given = np.asarray(threshold, np.float64)
+    return tuple(given.tolist()) if given.ndim else float(given)
+
+
+def _of_label(each: LabelMetrics, key: str, k: int) -> Statistic:
+    return lambda weights: each(weights)[key][..., k]
 
 
 def _overall(
-    truth: Array, score: Array, called: Array, there: Array, multilabel: bool
+    truth: Array, score: Array, each: LabelMetrics, there: Array, multilabel: bool
 ) -> dict[str, Statistic]:
     """The metrics over all classes that are there.
 
@@ -162,28 +192,24 @@ def _overall(
     would keep, of a set with many rare classes, only the few that happen to hold them all.
     """
 
-    def macro(metric: metrics.Metric) -> Callable[[Array], Array]:
-        return lambda w: _mean_of_known(
-            metrics.by_class(metric, truth[:, there], score[:, there], w)
-            if there.any()
-            else np.full((*np.shape(w)[:-1], 1), np.nan)
-        )
+    def macro(key: str) -> Statistic:
+        return lambda w: _mean_of_known(each(w)[key][..., there])
 
-    made: dict[str, Statistic] = {
-        "macro_auroc": macro(metrics.auroc),
-        "macro_average_precision": macro(metrics.average_precision),
-    }
     if multilabel:
-        return made
-    answer, guess, classes = truth.argmax(1), called.argmax(1), truth.shape[1]
+        return {f"macro_{key}": macro(key) for key in METRICS}
+    answer, guess, classes = truth.argmax(1), score.argmax(1), truth.shape[1]
 
     def of_confusion(metric: Callable[[Array], Array]) -> Statistic:
         return lambda w: metric(metrics.confusion_matrix(answer, guess, classes, w))
 
-    return made | {
+    right, sure = top_label(truth, score)
+    return {f"macro_{key}": macro(key) for key in METRICS[:4]} | {
         "accuracy": of_confusion(metrics.accuracy),
         "balanced_accuracy": of_confusion(metrics.balanced_accuracy),
-        "macro_f1": of_confusion(lambda c: _mean_of_known(metrics.f1(c)[..., there])),
+        "macro_f1": macro("f1"),
+        # as scikit-learn's of many classes: the squares of all K summed, from 0 to 2
+        "brier": lambda w: each(w)["brier"].sum(-1),
+        "ece": lambda w: calibration_error(right, sure, w),
     }
 
 

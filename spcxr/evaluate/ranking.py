@@ -1,0 +1,181 @@
+"""Rank metrics of many resamples at once: rows are sorted once, then only weights are summed.
+
+What AUROC, average precision and the operating points need of a resample is three counts at every
+score that a positive row has: the positives there, the negatives above, the negatives not below.
+Between two such scores negatives only add up, so their weights are summed there in one pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spcxr.errors import SpcxrError
+
+Array = NDArray[Any]
+Rows = NDArray[np.intp]
+
+
+def by_resample(weights: ArrayLike | None, n: int) -> Array:
+    """Weights as ``(n, R)``, a row's resamples side by side; R = 1 for none or one weight a row.
+
+    Whole numbers stay what they are: the counts of `intervals.resample_counts` come in int16, and
+    are not copied.
+    """
+    if weights is None:
+        return np.ones((n, 1))
+    made = np.asarray(weights)
+    made = np.atleast_2d(made if made.dtype.kind == "i" else made.astype(np.float64))
+    if made.shape[1] != n:
+        raise SpcxrError(f"weights for {made.shape[1]} rows, labels for {n}; give one weight a row")
+    return np.ascontiguousarray(made.T)
+
+
+def like(values: Array, weights: ArrayLike | None) -> Array:
+    """Drop the resample axis ``(R, ...)`` again unless the caller gave one."""
+    return values if weights is not None and np.ndim(weights) == 2 else values[0]
+
+
+def ratio(part: Array, whole: Array) -> Array:
+    """``part / whole``, NaN where the whole is 0.
+
+    >>> ratio(np.array([1, 0]), np.array([2, 0]))
+    array([0.5, nan])
+    """
+    empty = whole == 0
+    return np.where(empty, np.nan, part / np.where(empty, 1, whole))
+
+
+def known_rows(labels: ArrayLike, scores: ArrayLike) -> tuple[Rows, Array, Array]:
+    """Which rows have a label ``(m,)``, and the labels and scores of these, as float64.
+
+    Raises
+    ------
+    SpcxrError
+        labels other than 0, 1, NaN; scores that are NaN; lengths that differ.
+    """
+    truth, score = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    if truth.ndim != 1 or truth.shape != score.shape:
+        raise SpcxrError(f"labels {truth.shape} and scores {score.shape}; give two (n,) arrays")
+    kept = np.flatnonzero(~np.isnan(truth))
+    truth, score = truth[kept], score[kept]
+    if not ((truth == 0) | (truth == 1)).all():
+        raise SpcxrError("labels must be 0, 1 or NaN; settle uncertain ones (-1) first")
+    if np.isnan(score).any():
+        raise SpcxrError("scores hold NaN; the model's output is broken, retrain or use fp32")
+    return kept, truth, score
+
+
+class Ranking:
+    """The rows of one label in the order of their scores, ready for any weights.
+
+    Parameters
+    ----------
+    labels, scores
+        ``(n,)``: 0 / 1 / NaN = unknown, left out; any score that is not NaN.
+
+    Raises
+    ------
+    SpcxrError
+        as `known_rows`.
+
+    >>> made = Ranking([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]).steps([[1, 1, 1, 1], [1, 0, 2, 0]])
+    >>> made.auroc().tolist(), made.sensitivity_at(0.9).tolist()
+    ([0.75, 1.0], [0.5, 1.0])
+    """
+
+    def __init__(self, labels: ArrayLike, scores: ArrayLike) -> None:
+        kept, truth, score = known_rows(labels, scores)
+        order = np.argsort(-score, kind="stable")
+        rows, found, falling = kept[order], truth[order] == 1, -score[order]
+        self._n = np.size(labels)
+        self._positive, self._negative = rows[found], rows[~found]
+        levels, self._first = np.unique(falling[found], return_index=True)
+        above, upto = (np.searchsorted(falling[~found], levels, side) for side in ("left", "right"))
+        starts = np.unique(np.concatenate([[0], above, upto]))
+        self._starts = starts[starts < len(self._negative)]
+        self._above, self._upto = (np.searchsorted(self._starts, e) for e in (above, upto))
+
+    def steps(self, weights: ArrayLike | None = None) -> Steps:
+        """The counts under weights: None, ``(n,)`` or ``(R, n)``."""
+        table = by_resample(weights, self._n)
+        between = _sums(table, self._negative, self._starts)
+        passed = np.cumsum(np.concatenate([np.zeros((1, table.shape[1])), between]), axis=0)
+        return Steps(
+            positive=_sums(table, self._positive, self._first),
+            above=np.take(passed, self._above, axis=0),
+            upto=np.take(passed, self._upto, axis=0),
+            negatives=passed[-1],
+        )
+
+
+def _sums(table: Array, rows: Rows, starts: Rows) -> Array:
+    """Weights ``(n, R)`` of ``rows``, added up from each start to the next ``(len(starts), R)``."""
+    taken = np.take(table, rows, axis=0)
+    if len(starts) == 0:
+        return np.zeros((0, table.shape[1]))
+    return np.add.reduceat(taken, starts, axis=0, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Weights at each distinct score that a positive has, falling: ``(m, R)``, R resamples.
+
+    ``positive`` of the positives there, ``above`` of the negatives with a higher score, ``upto`` of
+    those not lower; ``negatives`` ``(R,)`` of all. Results are ``(R,)``, NaN without a positive or
+    without a negative.
+    """
+
+    positive: Array
+    above: Array
+    upto: Array
+    negatives: Array
+
+    @cached_property
+    def found(self) -> Array:
+        """Weights of the positives called down to each score ``(m, R)``."""
+        return np.cumsum(self.positive, axis=0)
+
+    @cached_property
+    def positives(self) -> Array:
+        """Weights of all positives ``(R,)``."""
+        return self.positive.sum(0)
+
+    def auroc(self) -> Array:
+        """Area under the ROC curve, ties counting half."""
+        # twice the wins, so that whole numbers stay whole
+        lost = np.einsum("mr,mr->r", self.positive, self.above + self.upto)
+        pairs = self.positives * self.negatives
+        return ratio(2 * pairs - lost, 2 * pairs)
+
+    def average_precision(self) -> Array:
+        """The sum over scores of precision times the gain in recall; defined without negatives."""
+        # where nothing is called yet (weights 0) there is no gain in recall either
+        called = np.maximum(self.found + self.upto, np.finfo(np.float64).tiny)
+        return ratio(np.einsum("mr,mr->r", self.positive, self.found / called), self.positives)
+
+    def sensitivity_at(self, specificity: float) -> Array:
+        """The highest sensitivity of a threshold whose specificity is this or more."""
+        spared = self.negatives - self.upto >= specificity * self.negatives
+        found = np.where(spared, self.found, 0.0).max(0, initial=0.0)
+        return np.where(self.negatives == 0, np.nan, ratio(found, self.positives))
+
+    def specificity_at(self, sensitivity: float) -> Array:
+        """The highest specificity of a threshold whose sensitivity is this or more."""
+        enough = self.found >= sensitivity * self.positives
+        spared = np.where(enough, self.negatives - self.upto, 0.0).max(0, initial=0.0)
+        return np.where(self.positives == 0, np.nan, ratio(spared, self.negatives))
+
+    def curve(self) -> tuple[Array, Array]:
+        """Corners ``(2 m + 2, R)`` of the ROC curve: false, and true positive rates."""
+        count = self.positive.shape[1]
+        false, true = np.zeros((2, 2 * len(self.positive) + 2, count))
+        false[1:-1:2], false[2:-1:2], false[-1] = self.above, self.upto, self.negatives
+        true[1:-1:2], true[2:-1:2] = self.found - self.positive, self.found
+        true[-1] = self.positives
+        none = (self.negatives == 0) | (self.positives == 0)
+        return tuple(np.where(none, np.nan, ratio(v, v[-1])) for v in (false, true))
