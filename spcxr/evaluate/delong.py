@@ -74,7 +74,7 @@ def delong_interval(
 
     >>> found = delong_interval([0, 0, 1, 1, 0, 1], [0.1, 0.4, 0.35, 0.8, 0.2, 0.9])
     >>> print(found)
-    0.889 (0.343 to 0.992)
+    0.889 (0.261 to 0.995)
     >>> print(delong_interval([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4]))
     1.000
     """

@@ -15,8 +15,8 @@ Array = NDArray[Any]
 # From the weights of the rows, (n,) or (R, n), to one value or (R,): see `evaluate.metrics`.
 Statistic = Callable[[Array], Array]
 
-# Weights made at a time: 8 MB of int16, and four times as much where they become float64.
-BLOCK = 4_000_000
+# Weights made at a time: 8 MB of float32, twice as much where a metric needs float64.
+BLOCK = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Interval:
 
 
 def resample_counts(patients: ArrayLike, *, n: int, seed: int) -> Iterator[Array]:
-    """Yield blocks ``(R, rows)`` int16 of how often each row is drawn; n resamples in all.
+    """Yield blocks ``(R, rows)`` float32 of how often each row is drawn; n resamples in all.
 
     As many patients are drawn with replacement as there are, and each brings all of its rows.
     The stream depends on the patients and the seed alone, so that two models are compared on the
@@ -65,7 +65,7 @@ def resample_counts(patients: ArrayLike, *, n: int, seed: int) -> Iterator[Array
     most = max(BLOCK // max(len(who), 1), 1)
     for start in range(0, n, most):
         drawn = rng.integers(0, count, (min(most, n - start), count), dtype=np.int32)
-        counts = np.empty(drawn.shape, np.int16)
+        counts = np.empty(drawn.shape, np.float32)
         for row, patients_drawn in zip(counts, drawn, strict=True):
             row[:] = np.bincount(patients_drawn, minlength=count)
         turned = np.ascontiguousarray(counts.T)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 
 from spcxr.errors import SpcxrError
 
@@ -23,13 +24,13 @@ Rows = NDArray[np.intp]
 def by_resample(weights: ArrayLike | None, n: int) -> Array:
     """Weights as ``(n, R)``, a row's resamples side by side; R = 1 for none or one weight a row.
 
-    Whole numbers stay what they are: the counts of `intervals.resample_counts` come in int16, and
-    are not copied.
+    The counts of `intervals.resample_counts` come in float32, which holds their sums exactly, and
+    are not copied; all else becomes float64.
     """
     if weights is None:
         return np.ones((n, 1))
     made = np.asarray(weights)
-    made = np.atleast_2d(made if made.dtype.kind == "i" else made.astype(np.float64))
+    made = np.atleast_2d(made if made.dtype == np.float32 else made.astype(np.float64))
     if made.shape[1] != n:
         raise SpcxrError(f"weights for {made.shape[1]} rows, labels for {n}; give one weight a row")
     return np.ascontiguousarray(made.T)
@@ -93,46 +94,65 @@ class Ranking:
         order = np.argsort(-score, kind="stable")
         rows, found, falling = kept[order], truth[order] == 1, -score[order]
         self._n = np.size(labels)
-        self._positive, self._negative = rows[found], rows[~found]
-        levels, self._first = np.unique(falling[found], return_index=True)
+        levels, first = np.unique(falling[found], return_index=True)
         above, upto = (np.searchsorted(falling[~found], levels, side) for side in ("left", "right"))
         starts = np.unique(np.concatenate([[0], above, upto]))
-        self._starts = starts[starts < len(self._negative)]
-        self._above, self._upto = (np.searchsorted(self._starts, e) for e in (above, upto))
+        starts = starts[starts < np.count_nonzero(~found)]
+        self._upto = np.searchsorted(starts, upto)
+        self._tied = np.flatnonzero(above < upto)
+        self._above_tied = np.searchsorted(starts, above[self._tied])
+        self._at = _Sums(rows[found], first, self._n)
+        self._between = _Sums(rows[~found], starts, self._n)
 
     def steps(self, weights: ArrayLike | None = None) -> Steps:
         """The counts under weights: None, ``(n,)`` or ``(R, n)``."""
         table = by_resample(weights, self._n)
-        between = _sums(table, self._negative, self._starts)
-        passed = np.cumsum(np.concatenate([np.zeros((1, table.shape[1])), between]), axis=0)
+        between = self._between(table)
+        passed = np.zeros((len(between) + 1, table.shape[1]))
+        np.cumsum(between, axis=0, out=passed[1:])
+        upto = np.take(passed, self._upto, axis=0)
         return Steps(
-            positive=_sums(table, self._positive, self._first),
-            above=np.take(passed, self._above, axis=0),
-            upto=np.take(passed, self._upto, axis=0),
+            positive=self._at(table),
+            upto=upto,
+            tied=self._tied,
+            beside=upto[self._tied] - np.take(passed, self._above_tied, axis=0),
             negatives=passed[-1],
         )
 
+    def auroc(self, weights: ArrayLike | None = None) -> Array:
+        """One value, or ``(R,)``; for a bootstrap, whose resamples then share the sorting."""
+        return like(self.steps(weights).auroc(), weights)
 
-def _sums(table: Array, rows: Rows, starts: Rows) -> Array:
-    """Weights ``(n, R)`` of ``rows``, added up from each start to the next ``(len(starts), R)``."""
-    taken = np.take(table, rows, axis=0)
-    if len(starts) == 0:
-        return np.zeros((0, table.shape[1]))
-    return np.add.reduceat(taken, starts, axis=0, dtype=np.float64)
+
+class _Sums:
+    """Adds weights ``(n, R)`` of rows up from each start to the next: ``(len(starts), R)`` float64.
+
+    A product with a sparse matrix of ones, which gathers and adds in one pass.
+    """
+
+    def __init__(self, rows: Rows, starts: Rows, n: int) -> None:
+        ends = np.append(starts, len(rows))
+        self._ones = csr_array((np.ones(len(rows), np.float32), rows, ends), (len(starts), n))
+
+    def __call__(self, table: Array) -> Array:
+        if self._ones.shape[0] == 0:
+            return np.zeros((0, table.shape[1]))
+        return np.asarray(self._ones @ table, np.float64)
 
 
 @dataclass(frozen=True)
 class Steps:
     """Weights at each distinct score that a positive has, falling: ``(m, R)``, R resamples.
 
-    ``positive`` of the positives there, ``above`` of the negatives with a higher score, ``upto`` of
-    those not lower; ``negatives`` ``(R,)`` of all. Results are ``(R,)``, NaN without a positive or
-    without a negative.
+    ``positive`` of the positives there, ``upto`` of the negatives not below; ``beside`` ``(t, R)``
+    of the negatives with that very score, at the ``tied`` ``(t,)`` of the m where there are any;
+    ``negatives`` ``(R,)`` of all. Results are ``(R,)``, NaN without a positive or a negative.
     """
 
     positive: Array
-    above: Array
     upto: Array
+    tied: Rows
+    beside: Array
     negatives: Array
 
     @cached_property
@@ -148,9 +168,10 @@ class Steps:
     def auroc(self) -> Array:
         """Area under the ROC curve, ties counting half."""
         # twice the wins, so that whole numbers stay whole
-        lost = np.einsum("mr,mr->r", self.positive, self.above + self.upto)
-        pairs = self.positives * self.negatives
-        return ratio(2 * pairs - lost, 2 * pairs)
+        lost = 2 * np.einsum("mr,mr->r", self.positive, self.upto)
+        half = np.einsum("mr,mr->r", self.positive[self.tied], self.beside)
+        pairs = 2 * self.positives * self.negatives
+        return ratio(pairs - lost + half, pairs)
 
     def average_precision(self) -> Array:
         """The sum over scores of precision times the gain in recall; defined without negatives."""
@@ -174,7 +195,8 @@ class Steps:
         """Corners ``(2 m + 2, R)`` of the ROC curve: false, and true positive rates."""
         count = self.positive.shape[1]
         false, true = np.zeros((2, 2 * len(self.positive) + 2, count))
-        false[1:-1:2], false[2:-1:2], false[-1] = self.above, self.upto, self.negatives
+        false[1:-1:2], false[2:-1:2], false[-1] = self.upto, self.upto, self.negatives
+        false[1:-1:2][self.tied] -= self.beside
         true[1:-1:2], true[2:-1:2] = self.found - self.positive, self.found
         true[-1] = self.positives
         none = (self.negatives == 0) | (self.positives == 0)

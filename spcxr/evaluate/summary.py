@@ -109,7 +109,7 @@ def summarise_classes(
             f"no row with a known label among {', '.join(names)}; check the label columns"
         )
     truth, score, who = labels[kept], scores[kept], np.asarray(patients)[kept]
-    refuse_improbable(score)
+    refuse_improbable(truth, score)
     cuts = np.broadcast_to(np.asarray(threshold, np.float64), len(names))
     called = _calls(score, cuts, multilabel)
     each = LabelMetrics(truth, score, called)
@@ -150,14 +150,14 @@ def summarise_classes(
     )
 
 
-def refuse_improbable(scores: Array) -> None:
-    """Refuse scores ``(n, K)`` of which any is NaN or outside [0, 1].
+def refuse_improbable(labels: Array, scores: Array) -> None:
+    """Refuse scores ``(n, K)`` that are NaN or outside [0, 1] where the label is known.
 
-    >>> refuse_improbable(np.array([[0.2], [np.nan]]))
+    >>> refuse_improbable(np.array([[1.0], [0.0]]), np.array([[0.2], [np.nan]]))
     Traceback (most recent call last):
     spcxr.errors.SpcxrError: 1 of 2 rows (the first is row 1) have a probability that is NaN ...
     """
-    broken = np.flatnonzero(~((scores >= 0) & (scores <= 1)).all(1))
+    broken = np.flatnonzero((~np.isnan(labels) & ~((scores >= 0) & (scores <= 1))).any(1))
     if len(broken):
         raise SpcxrError(
             f"{len(broken)} of {len(scores)} rows (the first is row {broken[0]}) have a "

@@ -9,7 +9,9 @@ import pytest
 
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import pages, plots
-from spcxr.evaluate.intervals import Interval
+from spcxr.evaluate.delong import delong_paired
+from spcxr.evaluate.intervals import Interval, bootstrap, paired_bootstrap
+from spcxr.evaluate.metrics import auroc
 from spcxr.evaluate.overlays import best_median_worst, grid, overlay
 from spcxr.evaluate.report import (
     NOT_A_DEVICE,
@@ -60,7 +62,7 @@ def classes():
     rng = np.random.default_rng(0)
     labels = np.eye(3)[rng.integers(0, 2, 80)]
     labels[:5] = np.nan
-    scores = rng.random((80, 3)) + 0.5 * np.nan_to_num(labels)
+    scores = (rng.random((80, 3)) + 0.5 * np.nan_to_num(labels)) / 1.5
     patients = rng.integers(0, 40, 80)
     made = summarise_classes(labels, scores, patients, NAMES, multilabel=False, n=100)
     return made, labels, scores, patients
@@ -83,9 +85,12 @@ def report(classes):
                 "Classes",
                 tables=[
                     pages.comparison("All", {"a": summary.overall}),
-                    pages.class_table("By class", summary),
+                    *pages.class_tables(summary),
                 ],
-                pictures=pages.class_plots(summary, labels, scores, patients),
+                pictures=[
+                    *pages.class_plots(summary, labels, scores, patients),
+                    *pages.reliability_pictures(summary, labels, scores),
+                ],
             ),
             Section(
                 "Masks",
@@ -215,8 +220,55 @@ def test_best_median_worst_of_one_and_of_none():
 def test_a_rare_class_does_not_throw_the_other_classes_away():
     """Six classes of one positive patient each: nearly every resample misses one of them."""
     labels = np.concatenate([np.eye(6), np.zeros((30, 6))])
-    scores = labels + np.random.default_rng(0).random(labels.shape)
+    scores = (labels + np.random.default_rng(0).random(labels.shape)) / 2
     made = summarise_classes(labels, scores, np.arange(36), tuple("abcdef"), multilabel=True, n=400)
     assert made.by_class["a"]["auroc"].n_undefined > 100
     assert made.overall["macro_auroc"].n_undefined < 5
     assert "too narrow to trust: a, b, c, d, e, f." in pages.class_table("", made).note
+
+
+def test_models_side_by_side():
+    rng = np.random.default_rng(0)
+    labels, patients = rng.integers(0, 2, 200), np.arange(200)
+    first = rng.normal(size=200) + 2 * labels
+    second = rng.normal(size=200)
+    values = [
+        bootstrap(patients, lambda w, s=s: auroc(labels, s, w), seed=0) for s in (first, second)
+    ]
+    apart = paired_bootstrap(
+        patients, lambda w: auroc(labels, first, w), lambda w: auroc(labels, second, w), seed=0
+    )
+    test = delong_paired(labels, first, second)
+    table = pages.paired_table(
+        "A beside B",
+        {
+            "mean AUROC": pages.Comparison(*values, apart),
+            "covid": pages.Comparison(*values, apart, test),
+            "itself": pages.Comparison(*values, apart, delong_paired(labels, first, first)),
+        },
+    )
+    assert [len(row) for row in table.rows] == [6, 6, 6]
+    assert table.rows[0][4:] == [None, None]
+    assert (table.rows[1][4].value, table.rows[1][5]) == (test.difference, "< 0.001")
+    assert table.rows[2][5] == "–"
+    assert "2 tests" in table.note
+    page = render(Report("Models", "", sections=[Section("Models", tables=[table])]))
+    assert "&lt; 0.001" in page
+
+
+def test_the_reliability_of_labels_and_of_one_class_of_many(classes):
+    summary, labels, scores, _ = classes
+    (picture,) = pages.reliability_pictures(summary, labels, scores, what="raw probabilities")
+    assert "raw probabilities of highest probability" in picture.caption
+    assert f"highest probability {summary.overall['ece']}" in picture.alt
+    values = (np.random.default_rng(0).random((50, 5)) < 0.4).astype(float)
+    values[:, 4] = np.nan
+    several = summarise_classes(
+        values, values * 0.5 + 0.2, np.arange(50), tuple("abcde"), multilabel=True, n=50
+    )
+    drawn = pages.reliability_pictures(several, values, values * 0.5 + 0.2)
+    assert ["a, b, c" in drawn[0].caption, " d " in drawn[1].caption] == [True, True]
+    assert not any(" e" in picture.alt for picture in drawn)
+    for picture in [*drawn, picture]:
+        assert "#000000" not in picture.svg  # dark pages: ink is currentColor
+        assert "currentColor" in picture.svg
