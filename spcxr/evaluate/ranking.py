@@ -200,4 +200,5 @@ class Steps:
         true[1:-1:2], true[2:-1:2] = self.found - self.positive, self.found
         true[-1] = self.positives
         none = (self.negatives == 0) | (self.positives == 0)
-        return tuple(np.where(none, np.nan, ratio(v, v[-1])) for v in (false, true))
+        rates = [np.where(none, np.nan, ratio(v, v[-1])) for v in (false, true)]
+        return rates[0], rates[1]
