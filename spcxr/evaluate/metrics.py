@@ -112,6 +112,28 @@ def sensitivity_at(
     return like(np.stack(read), weights)
 
 
+def precision_at(
+    labels: ArrayLike, scores: ArrayLike, recalls: ArrayLike, weights: ArrayLike | None = None
+) -> Array:
+    """Precision ``(G,)`` or ``(R, G)`` at the highest threshold whose recall is as given, or more.
+
+    NaN rows without a positive. For interval bands.
+
+    >>> precision_at([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], [0.5, 0.6]).round(3).tolist()
+    [1.0, 0.667]
+    """
+    steps = Ranking(labels, scores).steps(weights)
+    # 0.07 of 100 is more than 7 in floating point, and 7 shall do
+    wanted = np.asarray(recalls, np.float64) * (1 - 1e-12)
+    read = np.full((len(steps.positives), len(wanted)), np.nan)
+    columns = zip(read, steps.found.T, steps.precision().T, steps.positives, strict=True)
+    for row, found, share, count in columns:
+        if count:
+            # rows of weight 0 before the first one found have no precision
+            row[:] = share[np.searchsorted(found, np.maximum(wanted * count, 1e-9))]
+    return like(read, weights)
+
+
 def by_class(
     metric: Metric, labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None
 ) -> Array:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import platform
-import shlex
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import spcxr
 from spcxr.evaluate import metrics, plots
 from spcxr.evaluate.calibration import BINS, reliability_curve, top_label
 from spcxr.evaluate.delong import PairedTest
 from spcxr.evaluate.intervals import Interval, resample_counts
 from spcxr.evaluate.overlays import side_by_side
+from spcxr.evaluate.provenance import provenance as provenance
 from spcxr.evaluate.report import Cell, Picture, Table
 from spcxr.evaluate.summary import ClassSummary, usable_rows
 
@@ -50,7 +45,7 @@ LEFT_TO_DETAILS = {
 CURVES_PER_PLOT = 3
 FEW_CASES = 10  # below this, resampling cannot know how varied the cases are
 BAND_RESAMPLES = 500
-FALSE_POSITIVE_RATES = np.linspace(0, 1, 101)
+RATES = np.linspace(0, 1, 101)  # at which the bands are read
 
 
 def comparison(
@@ -215,7 +210,7 @@ class Comparison:
 def class_plots(
     summary: ClassSummary, labels: Array, scores: Array, patients: Array, *, seed: int = 0
 ) -> list[Picture]:
-    """ROC with interval bands, precision-recall, and the confusion matrix of one test set.
+    """ROC and precision-recall with interval bands, and the confusion matrix of one test set.
 
     Parameters
     ----------
@@ -240,17 +235,14 @@ def class_plots(
                 svg=plots.roc(curves),
             )
         )
-        curves = [
-            plots.Curve(summary.names[k], *metrics.precision_recall_curve(truth[:, k], score[:, k]))
-            for k in part
-        ]
+        curves = [_precision_recall(summary, k, truth[:, k], score[:, k], who, seed) for k in part]
         values = "; ".join(
             f"{summary.names[k]} {summary.by_class[summary.names[k]]['average_precision']}"
             for k in part
         )
         pictures.append(
             Picture(
-                f"Precision over recall of {names}.",
+                f"Precision over recall of {names}; the bands are 95 % intervals at each recall.",
                 f"Precision-recall curves. Average precision: {values}.",
                 svg=plots.precision_recall(curves),
             )
@@ -264,22 +256,35 @@ def _roc(
     summary: ClassSummary, k: int, truth: Array, score: Array, patients: Array, seed: int
 ) -> plots.Curve:
     """One class's curve, with the pointwise interval band of its resamples."""
+    name = summary.names[k]
+    band = _band(metrics.sensitivity_at, truth, score, patients, seed)
+    shown = f"{name} ({summary.by_class[name]['auroc'].value:.3f})"
+    return plots.Curve(shown, *metrics.roc_curve(truth, score), band)
+
+
+def _precision_recall(
+    summary: ClassSummary, k: int, truth: Array, score: Array, patients: Array, seed: int
+) -> plots.Curve:
+    """The same of precision over recall."""
+    name = summary.names[k]
+    band = _band(metrics.precision_at, truth, score, patients, seed)
+    shown = f"{name} ({summary.by_class[name]['average_precision'].value:.3f})"
+    return plots.Curve(shown, *metrics.precision_recall_curve(truth, score), band)
+
+
+def _band(
+    read: Callable[..., Array], truth: Array, score: Array, patients: Array, seed: int
+) -> plots.Band | None:
+    """95 % of the resampled curves, read off at `RATES`; None if no resample has a curve."""
     known = ~np.isnan(truth)
     y, s = truth[known], score[known]
-    read = [
-        metrics.sensitivity_at(y, s, FALSE_POSITIVE_RATES, counts)
-        for counts in resample_counts(patients[known], n=BAND_RESAMPLES, seed=seed)
-    ]
-    drawn = np.concatenate(read)
+    counts = resample_counts(patients[known], n=BAND_RESAMPLES, seed=seed)
+    drawn = np.concatenate([read(y, s, RATES, weights) for weights in counts])
     drawn = drawn[~np.isnan(drawn).any(1)]
-    name = summary.names[k]
-    area = summary.by_class[name]["auroc"].value
-    fpr, tpr = metrics.roc_curve(y, s)
     if len(drawn) == 0:
-        return plots.Curve(f"{name} ({area:.3f})", fpr, tpr)
+        return None
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    band = plots.Band(FALSE_POSITIVE_RATES, low, high)
-    return plots.Curve(f"{name} ({area:.3f})", fpr, tpr, band)
+    return plots.Band(RATES, low, high)
 
 
 def reliability_pictures(
@@ -365,31 +370,3 @@ def interval_picture(
     )
     title = TITLES.get(metric, metric)
     return Picture(caption, f"{title}. {said}.", svg=plots.intervals(rows, x_label=title))
-
-
-def provenance(facts: Mapping[str, object]) -> dict[str, str]:
-    """Version, commit where known, Python and the command; then ``facts`` in their order.
-
-    >>> provenance({"seed": 3})["seed"]
-    '3'
-    """
-    made = {
-        "spcxr": spcxr.__version__,
-        "commit": known_commit(),
-        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-    return made | {name: str(value) for name, value in facts.items()}
-
-
-def known_commit() -> str:
-    """The commit of the checkout spcxr runs from, or that it runs from an installed package."""
-    root = Path(spcxr.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return "installed package"
-    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return "not known (git did not answer)"
-    return said.stdout.strip()

@@ -198,6 +198,7 @@ def reliability(curves: Sequence[Curve], counts: Sequence[Array]) -> str:
         # bins of one row and of thousands stand side by side
         lower.set(yscale="log", xlabel="mean probability of a bin", ylabel="rows")
         lower.set_ylim(bottom=0.8)
+        lower.yaxis.set_major_formatter("{x:g}")
         _legend(upper, len(curves))
         return _svg(figure)
 

@@ -178,10 +178,12 @@ class Steps:
 
     def average_precision(self) -> Array:
         """The sum over scores of precision times the gain in recall; defined without negatives."""
-        # where nothing is called yet (weights 0) there is no gain in recall either
+        return ratio(np.einsum("mr,mr->r", self.positive, self.precision()), self.positives)
+
+    def precision(self) -> Array:
+        """Share of the called that are positive ``(m, R)``; 0 where weights of 0 call nothing."""
         share = np.maximum(self.found + self.upto, np.finfo(np.float64).tiny)
-        np.divide(self.found, share, out=share)
-        return ratio(np.einsum("mr,mr->r", self.positive, share), self.positives)
+        return np.divide(self.found, share, out=share)
 
     def sensitivity_at(self, specificity: float) -> Array:
         """The highest sensitivity of a threshold whose specificity is this or more."""

@@ -86,6 +86,22 @@ def test_the_area_under_the_curve_read_off_is_the_auroc(binary):
     np.testing.assert_allclose(areas, metrics.auroc(labels, scores, weights), atol=1e-3)
 
 
+def test_precision_read_off_is_that_of_scikit_learn(binary):
+    labels, scores = binary
+    weights = np.random.default_rng(2).integers(0, 3, (4, 60))
+    grid = np.linspace(0, 1, 101)
+    for row, found in zip(
+        weights, metrics.precision_at(labels, scores, grid, weights), strict=True
+    ):
+        drawn = np.repeat(np.arange(60), row)
+        precision, recall, _ = sk.precision_recall_curve(labels[drawn], scores[drawn])
+        for rate, read in zip(grid, found, strict=True):
+            # thresholds fall from the end; recall 0 is the first one found
+            first = np.flatnonzero(recall >= max(rate - 1e-12, 1e-9))[-1]
+            assert read == pytest.approx(precision[first])
+    assert np.isnan(metrics.precision_at([0, 0], [0.1, 0.2], grid)).all()
+
+
 def test_decision_metrics_equal_scikit_learn():
     rng = np.random.default_rng(3)
     labels, predicted = rng.integers(0, 4, 200), rng.integers(0, 4, 200)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spcxr.errors import SpcxrError
-from spcxr.evaluate import pages, plots
+from spcxr.evaluate import metrics, pages, plots
 from spcxr.evaluate.delong import delong_paired
 from spcxr.evaluate.intervals import Interval, bootstrap, paired_bootstrap
 from spcxr.evaluate.metrics import auroc
@@ -273,3 +273,16 @@ def test_the_reliability_of_labels_and_of_one_class_of_many(classes):
     for shown in [*drawn, picture]:
         assert "#000000" not in shown.svg  # dark pages: ink is currentColor
         assert "currentColor" in shown.svg
+
+
+def test_curves_have_bands_that_hold_them(classes):
+    summary, labels, scores, patients = classes
+    kept = ~np.isnan(labels).any(1)
+    truth, score, who = labels[kept], scores[kept], patients[kept]
+    for draw in (pages._roc, pages._precision_recall):
+        curve = draw(summary, 0, truth[:, 0], score[:, 0], who, 0)
+        assert (curve.band.low <= curve.band.high).all()
+        assert (curve.band.high - curve.band.low).max() < 0.6
+        at = np.interp(0.5, curve.x, curve.y)
+        assert curve.band.low[50] - 0.05 <= at <= curve.band.high[50] + 0.05
+    assert pages._band(metrics.precision_at, truth[:, 2], score[:, 2], who, 0) is None
