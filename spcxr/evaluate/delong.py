@@ -79,13 +79,14 @@ def delong_interval(
     1.000
     """
     truth, (score,), who = _rows(labels, [scores], patients)
-    value, variance = _value_and_variance(_placements(truth, score), who)
+    placements = _placements(truth, score)
+    value, variance = _value_and_variance(placements, who)
     low = high = float("nan")
     if variance > 0 and 0 < value < 1:
         middle = math.log(value / (1 - value))
         reach = _quantile(level) * math.sqrt(variance) / (value * (1 - value))
         low, high = (1 / (1 + math.exp(-min(end, 700))) for end in (middle - reach, middle + reach))
-    elif variance == 0 and value == 0.5:
+    elif variance == 0 and (placements.of_all == 0.5).all():
         low = high = value  # one score for all: no sample of patients gives another value
     return Interval(value, low, high, len(truth), len(np.unique(who)), 0)
 

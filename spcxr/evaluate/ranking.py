@@ -25,8 +25,8 @@ Rows = NDArray[np.intp]
 def by_resample(weights: ArrayLike | None, n: int) -> Array:
     """Weights as ``(n, R)``, a row's resamples side by side; R = 1 for none or one weight a row.
 
-    The counts of `intervals.resample_counts` come in float32, which holds their sums exactly, and
-    are not copied; all else becomes float64.
+    The counts of `intervals.resample_counts` come in float32, which holds their sums exactly (to
+    2^24 rows), and are not copied; all else becomes float64.
     """
     if weights is None:
         return np.ones((n, 1))
@@ -34,7 +34,7 @@ def by_resample(weights: ArrayLike | None, n: int) -> Array:
     made = np.atleast_2d(made if made.dtype == np.float32 else made.astype(np.float64))
     if made.shape[1] != n:
         raise SpcxrError(f"weights for {made.shape[1]} rows, labels for {n}; give one weight a row")
-    return np.ascontiguousarray(made.T)
+    return np.require(made.T, requirements=["C", "W"])  # torch warns of what is read-only
 
 
 def like(values: Array, weights: ArrayLike | None) -> Array:

@@ -70,7 +70,10 @@ def _of_one(truth: Array, score: Array) -> dict[str, float]:
     levels = np.unique(score[~np.isnan(truth)])[::-1]
     # above the highest score nothing is called; then one distinct score more with every cut
     over = np.nextafter(levels[0], np.inf)
-    cuts = np.concatenate([[over], (levels[:-1] + levels[1:]) / 2, levels[-1:]])
+    between = (levels[:-1] + levels[1:]) / 2
+    # neighbours in floating point have nothing between them, and half may be the lower one
+    between = np.where(between > levels[1:], between, levels[:-1])
+    cuts = np.concatenate([[over], between, levels[-1:]])
     spared = 1 - false
     places = {
         "youden": np.argmax(found + spared),
@@ -128,7 +131,7 @@ def read_facts(path: Path, names: Sequence[str]) -> dict[str, Any] | None:
         labels = list(facts["labels"])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise torn(path) from error
     if labels != list(names):
         raise SpcxrError(

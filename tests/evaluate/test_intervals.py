@@ -122,5 +122,5 @@ def test_two_thousand_resamples_of_many_rows_take_seconds():
     scores, patients = rng.normal(size=20_000) + labels, rng.integers(0, 8_000, 20_000)
     start = time.process_time()
     bootstrap(patients, lambda w: auroc(labels, scores, w), seed=0)
-    # about 1.2 s here; a loop over scikit-learn takes 15 s
-    assert time.process_time() - start < 6
+    # about 0.4 s here; a loop over scikit-learn takes 15 s
+    assert time.process_time() - start < 3

@@ -172,3 +172,12 @@ def test_masks_and_classes_that_cannot_be_are_refused():
         metrics.dice(np.zeros((1, 2, 2)), np.zeros((1, 3, 2)))
     with pytest.raises(SpcxrError, match="a class number outside"):
         metrics.confusion_matrix([0, 2], [0, 1], 2)
+
+
+def test_weights_that_may_not_be_written_to_are_read(binary):
+    labels, scores = binary
+    for kind in (np.float32, np.float64):
+        weights = np.broadcast_to(np.ones(60, kind), (3, 60))
+        np.testing.assert_allclose(
+            metrics.auroc(labels, scores, weights), sk.roc_auc_score(labels, scores)
+        )

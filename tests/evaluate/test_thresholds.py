@@ -98,6 +98,14 @@ def test_a_cut_lies_between_two_scores():
     assert {rule: cut.tolist() for rule, cut in found.items()} == {rule: [0.4] for rule in RULES}
 
 
+def test_a_cut_parts_scores_that_are_neighbours():
+    """Sigmoids run full: 1 and the number before it."""
+    for start in (1.0, 0.5, np.nextafter(0.5, 0), np.nextafter(1.0, 0)):
+        pair = np.array([[start], [np.nextafter(start, 0)]])
+        for cut in choose_thresholds(np.array([[1.0], [0.0]]), pair).values():
+            assert rates(np.array([1.0, 0.0]), pair[:, 0], cut[0]) == (1.0, 1.0)
+
+
 def test_unknown_rows_are_left_out_and_one_kind_is_nan():
     values = np.array([[0.0, 1, np.nan], [1.0, 1, np.nan], [np.nan, np.nan, np.nan]])
     scores = np.array([[0.2, 0.1, 0.3], [0.6, 0.2, 0.3], [0.5, 0.3, 0.3]])
