@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spcxr.evaluate import metrics, plots
-from spcxr.evaluate.calibration import BINS, reliability_curve, top_label
+from spcxr.evaluate.calibration import BINS, calibration_error, reliability_curve, top_label
 from spcxr.evaluate.delong import PairedTest
 from spcxr.evaluate.intervals import Interval, resample_counts
 from spcxr.evaluate.overlays import side_by_side
@@ -297,29 +297,24 @@ def reliability_pictures(
     Parameters
     ----------
     summary, labels, scores
-        as given to and made by `summarise_classes`.
+        as given to and made by `summarise_classes`. Other probabilities of the same rows may be
+        given (those before tempering): the summary says only which labels and rows there are.
     what
         the words for the probabilities ("probabilities before tempering").
     """
     kept = usable_rows(labels, multilabel=summary.multilabel)
     truth, score = labels[kept], scores[kept]
-    if not summary.multilabel:
-        given = {"highest probability": (*top_label(truth, score), summary.overall["ece"])}
+    if summary.multilabel:
+        known = [k for k, name in enumerate(summary.names) if summary.positives[name][1]]
+        given = {summary.names[k]: (truth[:, k], score[:, k]) for k in known}
     else:
-        given = {
-            name: (truth[:, k], score[:, k], summary.by_class[name]["ece"])
-            for k, name in enumerate(summary.names)
-            if summary.positives[name][1]
-        }
-    pictures = []
-    for start in range(0, len(given), CURVES_PER_PLOT):
-        part = dict(list(given.items())[start : start + CURVES_PER_PLOT])
-        made = {name: reliability_curve(t, s) for name, (t, s, _) in part.items()}
-        curves = [
-            plots.Curve(f"{name} ({part[name][2].value:.3f})", x, y)
-            for name, (x, y, _) in made.items()
-        ]
-        said = "; ".join(f"{name} {error}" for name, (_, _, error) in part.items())
+        given = {"highest probability": top_label(truth, score)}
+    names, pictures = list(given), []
+    for part in (names[i : i + CURVES_PER_PLOT] for i in range(0, len(names), CURVES_PER_PLOT)):
+        made = {name: reliability_curve(*given[name]) for name in part}
+        errors = {name: f"{float(calibration_error(*given[name])):.3f}" for name in part}
+        curves = [plots.Curve(f"{name} ({errors[name]})", x, y) for name, (x, y, _) in made.items()]
+        said = "; ".join(f"{name} {error}" for name, error in errors.items())
         pictures.append(
             Picture(
                 f"Reliability of the {what} of {', '.join(part)} (calibration error): on the "

@@ -128,8 +128,9 @@ class Ranking:
 class _Sums:
     """Adds weights ``(n, R)`` of rows up from each start to the next: ``(len(starts), R)`` float64.
 
-    An embedding bag, which gathers and adds in one pass: four times as fast as numpy's `take` and
-    `add.reduceat`, or a product with a sparse matrix of ones.
+    An embedding bag, which gathers and adds in one pass: of 10^5 rows and 40 resamples three times
+    as fast or more than a product with a sparse matrix of ones, and ten times as numpy's `take`
+    and `add.reduceat`.
     """
 
     def __init__(self, rows: Rows, starts: Rows) -> None:

@@ -25,11 +25,11 @@ class ClassSummary:
     """How well labels are predicted on one set.
 
     ``overall`` and ``by_class[name]`` map a metric's name to its bootstrap `Interval`, ``delong``
-    a label to its AUROC's closed form. ``statistics`` maps
-    the overall ones to functions of row weights, over the rows of ``patients``: what
-    `paired_bootstrap` needs to compare two models. ``positives[name]``
-    is (positive rows, rows with a known label). ``confusion`` ``(K, K)`` counts, rows true; None
-    for multi-label. ``left_out`` names classes without both kinds of rows: not in the macro means.
+    a label to its AUROC's closed form. ``statistics`` maps the overall ones to functions of row
+    weights, over the rows of ``patients``: what `paired_bootstrap` needs to compare two models.
+    ``positives[name]`` is (positive rows, rows with a known label). ``confusion`` ``(K, K)``
+    counts, rows true; None for multi-label. ``left_out`` names classes without both kinds of rows:
+    not in the macro means.
     ``threshold``: of all labels, or one each; None where the highest probability is called.
     """
 

@@ -260,7 +260,11 @@ def test_the_reliability_of_labels_and_of_one_class_of_many(classes):
     summary, labels, scores, _ = classes
     (picture,) = pages.reliability_pictures(summary, labels, scores, what="raw probabilities")
     assert "raw probabilities of highest probability" in picture.caption
-    assert f"highest probability {summary.overall['ece']}" in picture.alt
+    (flat,) = pages.reliability_pictures(summary, labels, np.full_like(scores, 1 / 3))
+    # of those who are all called the first class at 1/3
+    apart = abs(1 / 3 - np.nanmean(labels[:, 0]))
+    assert f"highest probability {apart:.3f}." in flat.alt
+    assert f"highest probability {summary.overall['ece'].value:.3f}." in picture.alt
     values = (np.random.default_rng(0).random((50, 5)) < 0.4).astype(float)
     values[:, 4] = np.nan
     several = summarise_classes(
