@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,19 +15,15 @@ from spcxr.evaluate.ranking import Ranking, by_resample, like, ratio
 Array = NDArray[Any]
 
 FIXED = 0.9  # the specificity, or sensitivity, at which the other one is read
-METRICS = (
+RANKED = (
     "auroc",
     "average_precision",
     "sensitivity_at_specificity_90",
     "specificity_at_sensitivity_90",
-    "sensitivity",
-    "specificity",
-    "accuracy",
-    "balanced_accuracy",
-    "f1",
-    "brier",
-    "ece",
 )
+CALLED = ("sensitivity", "specificity", "accuracy", "balanced_accuracy", "f1")
+MEANT = ("brier", "ece")
+METRICS = RANKED + CALLED + MEANT
 
 
 class LabelMetrics:
@@ -50,7 +44,8 @@ class LabelMetrics:
 
     >>> truth = np.array([[0.0], [0.0], [1.0], [1.0]])
     >>> score = np.array([[0.1], [0.4], [0.35], [0.8]])
-    >>> found = LabelMetrics(truth, score, score >= 0.5)(np.array([[1, 1, 1, 1], [1, 0, 1, 1]]))
+    >>> weights = np.array([[1, 1, 1, 1], [1, 0, 1, 1]])
+    >>> found = LabelMetrics(truth, score, score >= 0.5)(weights)
     >>> found["auroc"].tolist(), found["f1"].round(3).tolist()
     ([[0.75], [1.0]], [[0.667], [0.667]])
     """
@@ -62,43 +57,74 @@ class LabelMetrics:
         self._cells = _cells(truth, called)
         self._far = np.where(self._known, score - np.nan_to_num(truth), 0.0)
         self._bins = _binned(self._far, score, self._known)
-        self._of: weakref.ref[Array] | None = None
-        self._made: Mapping[str, Array] = {}
+        self._last: OfWeights | None = None
 
-    def __call__(self, weights: Array) -> Mapping[str, Array]:
-        """Metric of `METRICS` -> ``(K,)``, or ``(R, K)`` for weights ``(R, n)``.
+    def __call__(self, weights: Array) -> OfWeights:
+        """Metric -> ``(K,)``, or ``(R, K)`` for weights ``(R, n)``.
 
-        Those of the last weights are kept: the statistics of one bootstrap ask for them in turn.
+        Those of the last weights are kept, and these with them (one block of resamples): the
+        statistics of one bootstrap ask for one metric after the other.
         """
-        if self._of is None or self._of() is not weights:
-            self._made = self._measure(weights)
-            self._of = weakref.ref(weights)
-        return self._made
+        if self._last is None or self._last.weights is not weights:
+            self._last = OfWeights(self, weights)
+        return self._last
 
-    def _measure(self, weights: Array) -> dict[str, Array]:
-        steps = [ranking.steps(weights) for ranking in self._rankings]
-        made = {
-            "auroc": np.stack([s.auroc() for s in steps], -1),
-            "average_precision": np.stack([s.average_precision() for s in steps], -1),
-            "sensitivity_at_specificity_90": np.stack([s.sensitivity_at(FIXED) for s in steps], -1),
-            "specificity_at_sensitivity_90": np.stack([s.specificity_at(FIXED) for s in steps], -1),
-        }
+    def make(self, kind: tuple[str, ...], weights: Array) -> dict[str, Array]:
+        """The metrics of one kind: `RANKED`, `CALLED` or `MEANT`."""
+        made = {RANKED: self._ranked, CALLED: self._called, MEANT: self._meant}[kind](weights)
+        return {name: like(values, weights) for name, values in made.items()}
+
+    def _ranked(self, weights: Array) -> dict[str, Array]:
+        """How the scores order the rows."""
+        found = []
+        for ranking in self._rankings:
+            steps = ranking.steps(weights)
+            found.append(
+                [
+                    steps.auroc(),
+                    steps.average_precision(),
+                    steps.sensitivity_at(FIXED),
+                    steps.specificity_at(FIXED),
+                ]
+            )
+        return dict(zip(RANKED, np.moveaxis(np.array(found), 0, -1), strict=True))
+
+    def _called(self, weights: Array) -> dict[str, Array]:
+        """What is right and wrong in the calls."""
         table = by_resample(weights, len(self._known)).astype(np.float64)
-        confusion = (self._cells @ table).T.reshape(-1, len(steps), 2, 2)
-        made |= {
-            "sensitivity": metrics.sensitivity(confusion),
-            "specificity": metrics.specificity(confusion),
-            "accuracy": metrics.accuracy(confusion),
-            "balanced_accuracy": metrics.balanced_accuracy(confusion),
-            "f1": metrics.f1(confusion)[..., 1],
-        }
-        for name in ("sensitivity", "specificity", "accuracy", "balanced_accuracy", "f1"):
-            made[name] = np.where(self._undecided, np.nan, made[name])
-        count = confusion.sum((-2, -1))
-        apart = np.abs(self._bins @ table).reshape(len(steps), BINS, -1).sum(1)
-        made["brier"] = ratio((np.square(self._far).T @ table).T, count)
-        made["ece"] = ratio(apart.T, count)
-        return {name: like(made[name], weights) for name in METRICS}
+        confusion = (self._cells @ table).T.reshape(-1, len(self._rankings), 2, 2)
+        made = [
+            metrics.sensitivity(confusion),
+            metrics.specificity(confusion),
+            metrics.accuracy(confusion),
+            metrics.balanced_accuracy(confusion),
+            metrics.f1(confusion)[..., 1],
+        ]
+        decided = (np.where(self._undecided, np.nan, values) for values in made)
+        return dict(zip(CALLED, decided, strict=True))
+
+    def _meant(self, weights: Array) -> dict[str, Array]:
+        """How far the scores are probabilities."""
+        table = by_resample(weights, len(self._known)).astype(np.float64)
+        count = (self._known.T.astype(np.float64) @ table).T
+        apart = np.abs(self._bins @ table).reshape(len(self._rankings), BINS, -1).sum(1)
+        made = [ratio((np.square(self._far).T @ table).T, count), ratio(apart.T, count)]
+        return dict(zip(MEANT, made, strict=True))
+
+
+class OfWeights:
+    """The metrics under some weights: a kind of them is made when the first of it is asked for."""
+
+    def __init__(self, labels: LabelMetrics, weights: Array) -> None:
+        self.weights = weights
+        self._labels = labels
+        self._made: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._made:
+            kind = next(kind for kind in (RANKED, CALLED, MEANT) if name in kind)
+            self._made |= self._labels.make(kind, self.weights)
+        return self._made[name]
 
 
 def _cells(truth: Array, called: Array) -> Array:
