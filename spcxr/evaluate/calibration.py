@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,7 @@ def _one_label(logits: Array, values: Array) -> float:
     return _temperature(lambda beta: (expit(beta * z) - y) * z)
 
 
-def _temperature(slopes: Any) -> float:
+def _temperature(slopes: Callable[[float], Array]) -> float:
     """Where the mean of ``slopes(1 / T)`` ``(n,)``, which rises with 1 / T, is 0."""
 
     def slope(beta: float) -> float:

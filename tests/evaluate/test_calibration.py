@@ -227,3 +227,15 @@ def test_the_operating_point_of_a_model(tmp_path, logits, multilabel):
     for k in range(3):
         positive = values[:, k] == 1
         assert 0.9 <= (scores[positive, k] >= cuts[k]).mean() < 0.92
+
+
+@pytest.mark.parametrize("multilabel", [True, False])
+@pytest.mark.parametrize("rows", [0, 5])
+def test_validation_rows_without_a_label_settle_nothing(tmp_path, rows, multilabel):
+    given, values = np.zeros((rows, 3), np.float32), np.full((rows, 3), np.nan)
+    settle_operating_point(tmp_path, NAMES, given, values, multilabel=multilabel)
+    assert np.isnan(read_calibration(tmp_path, NAMES)).all()
+    for cuts in read_thresholds(tmp_path, NAMES).values():
+        assert np.isnan(cuts).all()
+    said = json.loads((tmp_path / "calibration.json").read_text())
+    assert said["loss before and after"] == [None, None]
