@@ -1,0 +1,238 @@
+"""Whom a model was trained on, as digests beside its weights, and whether a test set holds them.
+
+``trained_on.json`` in the model folder names no one: each patient and each picture of the training
+and validation rows is a BLAKE2b digest under a key that stands in the file. Who has a list of ids
+can still try each of them, so a file of patients that are secret is to be kept as secret.
+
+What counts as one patient, in stores that may have been prepared apart (ours):
+
+- an id that tells (``nih-00000013``, a UID, a number of eight digits or more) is that patient
+  wherever it stands;
+- a mere number (``1``, ``p007``, ``patient00012``) tells only within the folder the images came
+  from: two sources count their patients from 1. Where only the number agrees it is said, and not
+  counted;
+- a row without an id is the image's file.
+
+The very pixels are compared as well, whoever's they are said to be, where both stores were prepared
+alike; images of a single grey level are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spcxr.data.manifest import Manifest
+from spcxr.data.store import Store
+from spcxr.errors import SpcxrError
+from spcxr.evaluate.report import write_json
+
+Rows = NDArray[np.int64]
+
+FILE, FORMAT = "trained_on.json", 1
+MERE_NUMBER = re.compile(
+    r"(p|pt|pat|patient|case|subject|subj|sub|id|no|nr)?[\s_.-]*(\d{1,7})", re.IGNORECASE
+)
+ROWS_AT_ONCE = 256
+DIGEST_BYTES = 12
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What a test set shares with the rows a model was trained on or chosen by.
+
+    ``rows`` of the set are of ``patients`` who were there; ``copies`` of them are the very pixels.
+    ``first`` is the path of the first such row. ``doubtful`` patients share no more than a number
+    with one of another folder. ``pixels_compared``: whether the stores were prepared alike.
+    """
+
+    patients: int
+    rows: int
+    copies: int
+    first: str
+    doubtful: int
+    pixels_compared: bool
+
+
+def mere_number(patient: str) -> str:
+    """The number, where an id is no more than that; else ``""``.
+
+    >>> mere_number("7"), mere_number("Patient_0007"), mere_number("nih-00000007")
+    ('7', '7', '')
+    """
+    found = MERE_NUMBER.fullmatch(patient.strip())
+    return (found.group(2).lstrip("0") or "0") if found else ""
+
+
+def identities(manifest: Manifest, rows: Rows) -> NDArray[np.str_]:
+    """Who each of these rows is, comparable between stores: ``(n,)`` text.
+
+    >>> columns = {"path": ["a.png", "b.png", "c.png"], "patient_id": ["nih-1", "7", ""]}
+    >>> identities(Manifest.from_columns(columns, root="/data"), np.arange(3)).tolist()
+    ['nih-1', '/data#7', '/data/c.png']
+    """
+    columns = [manifest.column(name) for name in ("patient_id", "source_root", "path")]
+    made = []
+    for row in rows.tolist():
+        patient, root, path = (column[row] for column in columns)
+        number = mere_number(patient)
+        made.append(f"{root}#{number}" if number else patient or f"{root}/{path}")
+    return np.array(made, dtype=np.str_)
+
+
+# --- written by training --------------------------------------------------------------------
+
+
+def write_trained_on(model_folder: Path, store: Store, train: Rows, val: Rows) -> Path:
+    """Write ``trained_on.json``: digests of the rows learned from, and of those chosen by.
+
+    Parameters
+    ----------
+    model_folder
+        the exported model's.
+    train, val
+        rows ``(n,)`` of the store.
+
+    Returns
+    -------
+    the file. Equal runs write equal files.
+    """
+    rows = np.unique(np.concatenate([train, val]))
+    salt = hashlib.blake2b(str(store.facts["content_hash"]).encode(), digest_size=16).hexdigest()
+    ids = store.manifest.column("patient_id")
+    numbers = {mere_number(ids[row]) for row in rows.tolist()} - {""}
+    pictures = {digest for _, digest in _pixels(store, rows, salt) if digest}
+    facts = {
+        "format": FORMAT,
+        "what": "keyed BLAKE2b digests of the patients and pictures trained on or chosen by",
+        "salt": salt,
+        "preprocess": store.preprocess.to_dict(),
+        "rows": {"train": len(train), "val": len(val)},
+        # Sorted, so that nothing is told by the order.
+        "patients": sorted({_digest(salt, who) for who in identities(store.manifest, rows)}),
+        "numbers": sorted(_digest(salt, f"#{number}") for number in numbers),
+        "pictures": sorted(pictures),
+    }
+    return write_json(model_folder / FILE, facts)
+
+
+def _digest(salt: str, text: str) -> str:
+    key = bytes.fromhex(salt)
+    return hashlib.blake2b(text.encode(), key=key, digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _pixels(store: Store, rows: Rows, salt: str) -> Iterator[tuple[int, str]]:
+    """Row and digest of its pixels; ``""`` for an image of a single grey level."""
+    key = bytes.fromhex(salt)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        for row, image in zip(part.tolist(), store.images(part), strict=True):
+            made = hashlib.blake2b(np.ascontiguousarray(image), key=key, digest_size=DIGEST_BYTES)
+            yield row, made.hexdigest() if image.min() < image.max() else ""
+
+
+# --- read by evaluate -----------------------------------------------------------------------
+
+
+def find_leaks(model_folder: Path, store: Store, rows: Rows) -> Leaks | None:
+    """Look for the patients and pictures of a model's training among ``rows (n,)`` of a store.
+
+    Returns
+    -------
+    None where the model has no ``trained_on.json``: it is not known.
+
+    Raises
+    ------
+    SpcxrError
+        a file that cannot be read.
+    """
+    file = model_folder / FILE
+    if not file.is_file():
+        return None
+    known = _read(file)
+    salt, patients, numbers = known["salt"], set(known["patients"]), set(known["numbers"])
+    who = identities(store.manifest, rows)
+    met = np.array([_digest(salt, name) in patients for name in who], bool)
+    compared = known["preprocess"] == store.preprocess.to_dict()
+    copied = np.zeros(len(rows), bool)
+    if compared:
+        pictures = set(known["pictures"])
+        copied[:] = [digest in pictures for _, digest in _pixels(store, rows, salt)]
+    ids = store.manifest.column("patient_id")
+    alike = np.array([bool(n := mere_number(ids[r])) and _digest(salt, f"#{n}") in numbers
+                      for r in rows.tolist()], bool)  # fmt: skip
+    shared = met | copied
+    first = store.manifest.column("path")[int(rows[shared.argmax()])] if shared.any() else ""
+    return Leaks(
+        patients=len(np.unique(who[shared])),
+        rows=int(shared.sum()),
+        copies=int(copied.sum()),
+        first=first,
+        doubtful=len(np.unique(who[alike & ~shared])),
+        pixels_compared=compared,
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(file.read_text())
+        wanted = ("salt", "preprocess", "patients", "numbers", "pictures")
+        whole = known["format"] == FORMAT and all(name in known for name in wanted)
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise SpcxrError(
+            f"{file}: not readable as the list of whom the model was trained on; restore it, or "
+            "remove it to measure without knowing"
+        )
+    return dict(known)
+
+
+def refuse_leaks(leaks: Leaks | None, where: str, model: str) -> None:
+    """Refuse a test set that holds a patient or picture of the model's training.
+
+    >>> refuse_leaks(Leaks(2, 3, 0, "a.png", 0, True), "store: test", "runs/tb")
+    Traceback (most recent call last):
+    spcxr.errors.SpcxrError: store: test: 2 patients (3 rows, the first a.png) were in ...
+    """
+    if leaks is None or not leaks.rows:
+        return
+    many = "patient" if leaks.patients == 1 else "patients"
+    raise SpcxrError(
+        f"{where}: {leaks.patients} {many} ({leaks.rows} rows, the first {leaks.first}) were in "
+        f"training or choice of {model}; test on others, or measure all the same with --allow-leak"
+    )
+
+
+def said(leaks: Leaks | None) -> str:
+    """A line for the report.
+
+    >>> said(None)
+    'not known: the model does not say whom it was trained on'
+    >>> said(Leaks(0, 0, 0, "", 3, False))
+    'none found; pixels not compared (prepared at other settings); 3 share no more than a number'
+    """
+    if leaks is None:
+        return "not known: the model does not say whom it was trained on"
+    parts = ["none found"]
+    if leaks.rows:
+        parts = [f"{leaks.patients} patients, {leaks.rows} images, {leaks.copies} pixel by pixel"]
+    if not leaks.pixels_compared:
+        parts.append("pixels not compared (prepared at other settings)")
+    if leaks.doubtful:
+        parts.append(f"{leaks.doubtful} share no more than a number")
+    return "; ".join(parts)
+
+
+def copies_within(store: Store, rows: Rows) -> int:
+    """How many of ``rows (n,)`` are, pixel by pixel, an earlier one of them."""
+    found = [digest for _, digest in _pixels(store, rows, "00" * 16) if digest]
+    return len(found) - len(set(found))
