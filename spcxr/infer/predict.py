@@ -202,6 +202,7 @@ def predict_masks(
     rows: Rows,
     normalisation: Normalisation,
     compute: Compute,
+    change: Change | None = None,
 ) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
     """Yield ``(rows, masks)`` of a `Segmenter`, batch by batch, so that memory stays flat.
 
@@ -209,7 +210,7 @@ def predict_masks(
     resampled bilinearly from the model's size before the largest is taken, which gives smoother
     borders than resampling the decision.
     """
-    for batch, logits in forward_batches(model, store, rows, normalisation, compute):
+    for batch, logits in forward_batches(model, store, rows, normalisation, compute, change):
         side = store.preprocess.size_px
         if logits.shape[2:] != (side, side):
             logits = torch.nn.functional.interpolate(

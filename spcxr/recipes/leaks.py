@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ def write_trained_on(model_folder: Path, store: Store, train: Rows, val: Rows) -
     salt = hashlib.blake2b(str(store.facts["content_hash"]).encode(), digest_size=16).hexdigest()
     ids = store.manifest.column("patient_id")
     numbers = {mere_number(ids[row]) for row in rows.tolist()} - {""}
-    pictures = {digest for _, digest in _pixels(store, rows, salt) if digest}
+    shown = {_digest(salt, picture) for picture in pictures(store, rows) if picture}
     facts = {
         "format": FORMAT,
         "what": "keyed BLAKE2b digests of the patients and pictures trained on or chosen by",
@@ -119,7 +118,7 @@ def write_trained_on(model_folder: Path, store: Store, train: Rows, val: Rows) -
         # Sorted, so that nothing is told by the order.
         "patients": sorted({_digest(salt, who) for who in identities(store.manifest, rows)}),
         "numbers": sorted(_digest(salt, f"#{number}") for number in numbers),
-        "pictures": sorted(pictures),
+        "pictures": sorted(shown),
     }
     return write_json(model_folder / FILE, facts)
 
@@ -129,21 +128,35 @@ def _digest(salt: str, text: str) -> str:
     return hashlib.blake2b(text.encode(), key=key, digest_size=DIGEST_BYTES).hexdigest()
 
 
-def _pixels(store: Store, rows: Rows, salt: str) -> Iterator[tuple[int, str]]:
-    """Row and digest of its pixels; ``""`` for an image of a single grey level."""
-    key = bytes.fromhex(salt)
+def pictures(store: Store, rows: Rows) -> list[str]:
+    """A digest of the pixels of each of ``rows (n,)``; ``""`` for an image of one grey level."""
+    made = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = rows[start : start + ROWS_AT_ONCE]
-        for row, image in zip(part.tolist(), store.images(part), strict=True):
-            made = hashlib.blake2b(np.ascontiguousarray(image), key=key, digest_size=DIGEST_BYTES)
-            yield row, made.hexdigest() if image.min() < image.max() else ""
+        for image in store.images(rows[start : start + ROWS_AT_ONCE]):
+            digest = hashlib.blake2b(image.tobytes(), digest_size=DIGEST_BYTES)
+            made.append(digest.hexdigest() if image.min() < image.max() else "")
+    return made
+
+
+def copies_among(digests: list[str]) -> int:
+    """How many of these `pictures` are an earlier one of them.
+
+    >>> copies_among(["aa", "", "bb", "aa", ""])
+    1
+    """
+    told = [digest for digest in digests if digest]
+    return len(told) - len(set(told))
 
 
 # --- read by evaluate -----------------------------------------------------------------------
 
 
-def find_leaks(model_folder: Path, store: Store, rows: Rows) -> Leaks | None:
+def find_leaks(
+    model_folder: Path, store: Store, rows: Rows, shown: list[str] | None = None
+) -> Leaks | None:
     """Look for the patients and pictures of a model's training among ``rows (n,)`` of a store.
+
+    ``shown`` are the rows' `pictures`, where they are known already.
 
     Returns
     -------
@@ -164,8 +177,9 @@ def find_leaks(model_folder: Path, store: Store, rows: Rows) -> Leaks | None:
     compared = known["preprocess"] == store.preprocess.to_dict()
     copied = np.zeros(len(rows), bool)
     if compared:
-        pictures = set(known["pictures"])
-        copied[:] = [digest in pictures for _, digest in _pixels(store, rows, salt)]
+        kept = set(known["pictures"])
+        digests = pictures(store, rows) if shown is None else shown
+        copied[:] = [bool(picture) and _digest(salt, picture) in kept for picture in digests]
     ids = store.manifest.column("patient_id")
     alike = np.array([bool(n := mere_number(ids[r])) and _digest(salt, f"#{n}") in numbers
                       for r in rows.tolist()], bool)  # fmt: skip
@@ -230,9 +244,3 @@ def said(leaks: Leaks | None) -> str:
     if leaks.doubtful:
         parts.append(f"{leaks.doubtful} share no more than a number")
     return "; ".join(parts)
-
-
-def copies_within(store: Store, rows: Rows) -> int:
-    """How many of ``rows (n,)`` are, pixel by pixel, an earlier one of them."""
-    found = [digest for _, digest in _pixels(store, rows, "00" * 16) if digest]
-    return len(found) - len(set(found))

@@ -1,4 +1,5 @@
-"""Whom a model was trained on: found in stores prepared apart; where only numbers meet, told apart."""
+"""Whom a model was trained on: found in stores prepared apart, told apart by more than a number."""
+
 import json
 
 import numpy as np
@@ -8,7 +9,13 @@ from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
 from spcxr.data.store import StoreWriter
 from spcxr.errors import SpcxrError
-from spcxr.recipes.leaks import copies_within, find_leaks, identities, write_trained_on
+from spcxr.recipes.leaks import (
+    copies_among,
+    find_leaks,
+    identities,
+    pictures,
+    write_trained_on,
+)
 
 COUNT = 12
 
@@ -69,7 +76,7 @@ def test_images_of_one_grey_level_are_nobodys(tmp_path):
     store = learned(tmp_path, [f"nih-{i}" for i in range(COUNT)], images=images)
     other = make(tmp_path / "b", ["x-1"], root="/two", images=images)
     assert find_leaks(tmp_path, other, every(other)).rows == 0
-    assert copies_within(store, every(store)) == 0
+    assert copies_among(pictures(store, every(store))) == 0
 
 
 def test_rows_without_a_patient_are_their_files(tmp_path):
@@ -105,7 +112,7 @@ def test_without_a_list_it_is_not_known_and_a_torn_one_is_refused(tmp_path):
 def test_copies_within_a_set_are_counted(tmp_path):
     image = np.arange(256, dtype=np.uint8).reshape(16, 16)
     store = make(tmp_path / "store", ["a", "b", "c"], images=[image, image.T, image])
-    assert copies_within(store, every(store)) == 1
+    assert copies_among(pictures(store, every(store))) == 1
 
 
 def test_identities_of_two_sources_differ_by_the_folder():

@@ -1,0 +1,128 @@
+"""The images of a test set made worse, kind by kind and strength by strength: how figures fall."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spcxr.evaluate import metrics, pages
+from spcxr.evaluate.corruptions import CORRUPTIONS, corrupt
+from spcxr.evaluate.intervals import Interval, Statistic, bootstrap, paired_bootstrap
+from spcxr.evaluate.report import Cell, Section, Table
+from spcxr.evaluate.summary import summarise_classes
+from spcxr.infer.predict import TrainedModel, probabilities
+from spcxr.recipes.measure import predict
+from spcxr.recipes.testset import Result, Rows, Settings, TestSet
+
+Array = NDArray[Any]
+Step = tuple[str, int]  # a corruption and its strength
+
+NONE, ALL = "none", "all"
+WORDS = ("mild", "medium", "strong")
+HEADLINE = {"classify": "macro_auroc", "segment": "dice"}
+
+
+@dataclass(frozen=True)
+class Fall:
+    """The headline figure on corrupted images, and the clean one less it, on the same patients."""
+
+    value: Interval
+    fall: Interval
+
+
+def chosen(names: Sequence[str], kind: str) -> tuple[str, ...]:
+    """The corruptions that ``--corruptions`` asks for; for masks those that move no pixel.
+
+    >>> chosen(("all",), "segment")
+    ('noise', 'blur', 'gamma', 'text', 'inversion')
+    >>> chosen(("none",), "classify")
+    ()
+    """
+    asked = tuple(CORRUPTIONS) if names == (ALL,) else tuple(n for n in names if n != NONE)
+    return tuple(n for n in asked if kind != "segment" or not CORRUPTIONS[n].moves)
+
+
+def predict_corrupted(
+    trained: TrainedModel, test_set: TestSet, settings: Settings, names: Sequence[str]
+) -> dict[Step, Array]:
+    """What `predict` gives for each corruption at each strength; every process takes part."""
+    made: dict[Step, Array] = {}
+    for name in chosen(names, trained.kind):
+        for strength in range(1, len(CORRUPTIONS[name].levels) + 1):
+
+            def change(images: Any, rows: Rows, name: str = name, strength: int = strength) -> Any:
+                return corrupt(images, rows, name, strength, seed=settings.seed)
+
+            said = f"{test_set.name}, {name} {strength}"
+            made[name, strength] = predict(trained, test_set, settings, change, said)
+    return made
+
+
+def headline(trained: TrainedModel, result: Result, predicted: Array) -> Statistic:
+    """The headline figure of other predictions for the rows of a `Result`, as a statistic."""
+    if result.answers is None:
+        return partial(metrics.mean, predicted[:, 0])
+    usable = np.isin(result.rows, result.measured)
+    scores = probabilities(predicted[usable], multilabel=trained.multilabel)
+    # Intervals are made below, paired; here one resample is as good as none.
+    summary = summarise_classes(
+        result.answers.truth,
+        scores,
+        result.patients,
+        trained.names,
+        multilabel=trained.multilabel,
+        n=1,
+    )
+    return summary.statistics[HEADLINE["classify"]]
+
+
+def judge_corrupted(
+    trained: TrainedModel, result: Result, found: Mapping[Step, Array], settings: Settings
+) -> dict[str, dict[str, Fall]]:
+    """Corruption -> strength in words -> figure and paired fall."""
+    clean = result.statistics[HEADLINE[trained.kind]]
+    many = {"n": settings.n_bootstrap, "seed": settings.seed}
+    made: dict[str, dict[str, Fall]] = {}
+    for (name, strength), predicted in found.items():
+        statistic = headline(trained, result, predicted)
+        made.setdefault(name, {})[_word(name, strength)] = Fall(
+            bootstrap(result.patients, statistic, **many),
+            paired_bootstrap(result.patients, clean, statistic, **many),
+        )
+    return made
+
+
+def _word(name: str, strength: int) -> str:
+    return WORDS[strength - 1] if len(CORRUPTIONS[name].levels) > 1 else "as it is"
+
+
+def corruption_section(
+    kind: str, result: Result, falls: Mapping[str, Mapping[str, Fall]]
+) -> Section:
+    """A table of every figure with its fall, and the figures drawn."""
+    metric = HEADLINE[kind]
+    title, clean = pages.TITLES[metric], result.overall[metric]
+    rows: list[list[Cell]] = [
+        [f"{CORRUPTIONS[name].said}, {word}", fall.value, fall.fall]
+        for name, steps in falls.items()
+        for word, fall in steps.items()
+    ]
+    drawn = {"as they are": {"as it is": clean}} | {
+        CORRUPTIONS[name].said: {word: fall.value for word, fall in steps.items()}
+        for name, steps in falls.items()
+    }
+    note = "Fall: the figure on clean images less that on corrupted ones, on the same patients."
+    if kind == "segment":
+        note += " Crops and rotations are left out: they would move the lungs off their masks."
+    return Section(
+        f"{result.test_set.name}: corrupted images",
+        text=f"{title} on the images as they are: {clean}. Chance and strengths are the same for "
+        "every model (our own choice of strengths).",
+        tables=[Table("By corruption", ["corruption", title, "fall"], rows, note)],
+        pictures=[pages.interval_picture(drawn, metric, f"{title} by corruption and strength.")],
+    )

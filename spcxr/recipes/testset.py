@@ -1,0 +1,150 @@
+"""A test set, how it is measured, what was found on it; its batches, on one process or many."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from spcxr.data.store import Store
+from spcxr.evaluate import pages
+from spcxr.evaluate.intervals import Interval, Statistic
+from spcxr.evaluate.report import Section, Table
+from spcxr.evaluate.summary import age_groups, subgroups
+from spcxr.recipes.images import any_drawn
+from spcxr.train.device import Compute
+from spcxr.train.distributed import World
+
+Array = NDArray[Any]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Rows of a store that are measured together; ``source`` is the data they came from."""
+
+    __test__ = False  # not a pytest class
+
+    name: str
+    source: str
+    store: Store
+    rows: Rows
+
+    @property
+    def patients(self) -> Array:
+        """``(n,)`` pseudonyms."""
+        return np.asarray(self.store.manifest.patients)[self.rows]
+
+    def column(self, name: str) -> Array:
+        """``(n,)`` values of a manifest column."""
+        return np.asarray(self.store.manifest.column(name), dtype=object)[self.rows]
+
+    @property
+    def groups(self) -> dict[str, Array]:
+        """Columns that may split the set into subgroups."""
+        ages = np.array([np.nan if a is None else a for a in self.column("age")], np.float64)
+        text = {name: self.column(name).astype(str) for name in ("site", "view", "sex")}
+        return text | {"age": age_groups(ages)}
+
+    @property
+    def drawn(self) -> bool:
+        """Whether any row is a phantom."""
+        return any_drawn(self.patients)
+
+
+@dataclass(frozen=True)
+class Settings(Compute):
+    """How to predict and how to resample; ``world`` are the processes that share the batches."""
+
+    n_bootstrap: int = 2000
+    seed: int = 0
+    threshold: float = 0.5
+    world: World | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Classes of the rows that can be measured: ``truth (m, K)`` 1, 0, NaN; ``scores (m, K)``.
+
+    In the order of the model's ``names``; one of many unless ``multilabel``.
+    """
+
+    names: tuple[str, ...]
+    multilabel: bool
+    truth: Array
+    scores: Array
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found on one test set: ready for the table, the page and ``metrics.json``.
+
+    ``predictions`` holds one mapping for each of ``rows`` (row numbers of the store).
+    ``statistics`` are functions of row weights over the rows of ``patients``, which are the rows
+    ``measured`` of the store: with another model's `Result` on the same set, `paired_bootstrap`
+    compares the two. ``answers`` are those rows' classes; None for masks.
+    """
+
+    test_set: TestSet
+    n_rows: int
+    n_patients: int
+    overall: Mapping[str, Interval]
+    statistics: Mapping[str, Statistic]
+    patients: Array
+    details: Mapping[str, Any]
+    section: Section
+    rows: Rows
+    predictions: list[dict[str, str]]
+    measured: Rows
+    answers: Answers | None = None
+
+
+def in_batches(
+    rows: Rows, settings: Settings, name: str, work: Callable[[Rows], Array], width: int
+) -> Array:
+    """What ``work`` makes of each batch, ``(b, width)``, for all rows: ``(n, width)`` float64.
+
+    Several processes take the batches in turn, and every one gets all that was made. The batches
+    are those of one process, so the numbers are the same to the last bit.
+    """
+    world = settings.world or World(settings.device)
+    made = np.zeros((len(rows), width))
+    pace = 0.2 if sys.stderr.isatty() else 10.0
+    with tqdm(
+        total=len(rows), desc=name, unit="image", mininterval=pace, disable=not world.first
+    ) as bar:
+        for number, start in enumerate(range(0, len(rows), settings.batch_size)):
+            part = slice(start, start + settings.batch_size)
+            if number % world.size == world.rank:
+                made[part] = work(rows[part])
+            bar.update(len(rows[part]))
+    # Each row is another's zero, which adds nothing to it; NaN stays NaN.
+    return world.add_up(torch.from_numpy(made).to(world.device)).cpu().numpy()
+
+
+def by_group(
+    test_set: TestSet, usable: Array, metric: Callable[[Array], Mapping[str, Interval]]
+) -> dict[str, dict[str, Mapping[str, Interval]]]:
+    """Column -> group -> metrics, over the usable rows ``(n,)`` bool; small groups left out."""
+    places = np.flatnonzero(usable)
+    columns = {name: values[places] for name, values in test_set.groups.items()}
+    return {
+        column: {name: metric(places[members]) for name, members in groups.items()}
+        for column, groups in subgroups(columns).items()
+    }
+
+
+def group_tables(groups: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> list[Table]:
+    """One table a column: the metrics of each of its groups."""
+    return [pages.comparison(f"By {column}", g, first=column) for column, g in groups.items()]
+
+
+def number(value: float) -> str:
+    """A CSV cell; blank = unknown."""
+    return "" if np.isnan(value) else f"{value:g}"
