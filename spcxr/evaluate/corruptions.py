@@ -110,10 +110,10 @@ def _gamma(images: Tensor, level: float, draws: list[Draw]) -> Tensor:
 
 
 def _text(images: Tensor, level: float, draws: list[Draw]) -> Tensor:
-    """White words near the border, letters of this share of the height; more of larger ones."""
+    """White words near the border, letters of this share of the height: one to three of them."""
     height, width = images.shape[2:]
     size = max(round(level * height), 6)
-    ink = [_words(height, width, size, count=size * 50 // height, draw=draw) for draw in draws]
+    ink = [_words(height, width, size, count=round(25 * level), draw=draw) for draw in draws]
     drawn = _from_host(np.stack(ink)[:, None], images)
     return torch.maximum(images, drawn)
 
@@ -122,14 +122,15 @@ def _words(height: int, width: int, size: int, *, count: int, draw: Draw) -> NDA
     """Words as white on black ``(h, w)`` in [0, 1]: a side marker, then others."""
     page = Image.new("L", (width, height))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size)
-    for number in range(max(count, 1)):
+    bold = max(size // 12, 1)  # as lead letters are
+    for number in range(count):
         word = WORDS[draw.integers(0, 2)] if number == 0 else WORDS[draw.integers(2, len(WORDS))]
-        left, top, right, bottom = pen.textbbox((0, 0), word, font=font)
+        left, top, right, bottom = pen.textbbox((0, 0), word, font=font, stroke_width=bold)
         across, down = max(width - (right - left), 0), max(height - (bottom - top), 0)
         # In the upper or lower fifth, as technologists place them; anywhere from side to side.
         edge = draw.random() * 0.2
         x, y = across * draw.random(), down * (edge if draw.random() < 0.7 else 1 - edge)
-        pen.text((x - left, y - top), word, fill=255, font=font)
+        pen.text((x - left, y - top), word, fill=255, font=font, stroke_width=bold)
     return np.asarray(page, np.float32) / np.float32(255)
 
 
@@ -168,7 +169,7 @@ CORRUPTIONS = {
     "noise": Corruption("Gaussian noise", (0.02, 0.05, 0.1), _noise),
     "blur": Corruption("Gaussian blur", (0.005, 0.01, 0.02), _blur),
     "gamma": Corruption("another grey curve", (1.3, 1.7, 2.5), _gamma),
-    "text": Corruption("burned-in words", (0.04, 0.06, 0.09), _text),
+    "text": Corruption("burned-in words", (0.05, 0.08, 0.12), _text),
     "crop": Corruption("a narrower field", (0.9, 0.8, 0.7), _crop, moves=True),
     "rotation": Corruption("rotation", (5.0, 10.0, 20.0), _rotation, moves=True),
     "inversion": Corruption("white for black", (1.0,), _inversion),
