@@ -10,6 +10,8 @@ import torch
 from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
 from spcxr.data.store import Store, StoreWriter
+from spcxr.models.decoder import UNETRDecoder
+from spcxr.models.heads import ClassificationHead
 from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import save_model_folder
 
@@ -75,3 +77,31 @@ def tiny_init(tmp_path: Path) -> Path:
         head=None,
         provenance={},
     )
+
+
+@pytest.fixture
+def task_model(tmp_path: Path) -> Callable[..., Path]:
+    """``task_model(name, labels, ...)``: a run whose model knows nothing; no labels: of masks."""
+
+    def make(name, labels=(), *, multilabel=True, seed=0, preset="minmax") -> Path:
+        torch.manual_seed(seed)
+        encoder = VisionTransformer(image_px=SIDE, patch_px=8, width=24, depth=4, heads=3)
+        task = {"kind": "classify", "labels": list(labels), "multilabel": multilabel}
+        head = ClassificationHead(width=24, classes=max(len(labels), 1))
+        torch.nn.init.normal_(head.fc.weight, std=0.5)
+        if not labels:
+            task = {"kind": "segment", "structures": ["square"], "base_channels": 4}
+            head = UNETRDecoder(width=24, patch_px=8, out_channels=2, base_channels=4)
+        save_model_folder(
+            tmp_path / name / "model",
+            encoder,
+            preprocess=Preprocess(preset=preset, size_px=SIDE).to_dict(),
+            mean=0.25,
+            std=0.25,
+            task=task,
+            head=head,
+            provenance={},
+        )
+        return tmp_path / name
+
+    return make
