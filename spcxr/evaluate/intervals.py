@@ -172,15 +172,15 @@ def paired_bootstrap(
     return bootstrap(patients, lambda w: first(w) - second(w), n=n, seed=seed, level=level)
 
 
-def bootstrap_difference(
+def bootstrap_differences(
     patients: tuple[ArrayLike, ArrayLike],
-    statistics: tuple[Statistic, Statistic],
+    statistics: Mapping[str, tuple[Statistic, Statistic]],
     *,
     n: int = 2000,
     seed: int,
     level: float = 0.95,
-) -> Interval:
-    """Interval of ``first - second``: one statistic each of two sets of rows.
+) -> dict[str, Interval]:
+    """Intervals of ``first - second``, each a statistic of one set of rows and one of another.
 
     Sets that share no patient are resampled each by itself. A patient who is in both is drawn, or
     not, in both: then the patients of both together are resampled.
@@ -190,7 +190,7 @@ def bootstrap_difference(
     patients
         ``(n,)`` and ``(m,)``: who each row is, by names that mean the same in both.
     statistics
-        of the weights of the first rows, and of the second's.
+        by name: one of the weights of the first rows, and one of the second's.
 
     Raises
     ------
@@ -199,28 +199,36 @@ def bootstrap_difference(
 
     >>> from spcxr.evaluate.metrics import mean
     >>> a, b = np.array([0.9, 0.8, 0.7]), np.array([0.6, 0.4])
-    >>> found = bootstrap_difference(
-    ...     (list("abc"), list("de")), (lambda w: mean(a, w), lambda w: mean(b, w)), seed=0)
+    >>> pair = (lambda w: mean(a, w), lambda w: mean(b, w))
+    >>> found = bootstrap_differences((list("abc"), list("de")), {"mean": pair}, seed=0)["mean"]
     >>> round(found.value, 3), found.n_patients, found.low < 0.3 < found.high
     (0.3, 5, True)
     """
-    first, second = (np.asarray(who, dtype=np.str_) for who in patients)
-    if not len(first) or not len(second):
+    sets = [np.asarray(who, dtype=np.str_) for who in patients]
+    if not all(len(who) for who in sets):
         raise SpcxrError("no rows to resample; choose splits that hold labelled rows")
-    value = float(statistics[0](np.ones(len(first))) - statistics[1](np.ones(len(second))))
-    both, cut = np.concatenate([first, second]), len(first)
-    if len(np.intersect1d(first, second)):
-        draws = [
-            statistics[0](counts[:, :cut]) - statistics[1](counts[:, cut:])
-            for counts in resample_counts(both, n=n, seed=seed)
-        ]
+    both, cut = np.concatenate(sets), len(sets[0])
+    draws: dict[str, list[list[Array]]] = {name: [[], []] for name in statistics}
+
+    def add(side: int, counts: Array) -> None:
+        for name, pair in statistics.items():
+            draws[name][side].append(pair[side](counts))
+
+    if len(np.intersect1d(sets[0], sets[1])):
+        for counts in resample_counts(both, n=n, seed=seed):
+            add(0, counts[:, :cut])
+            add(1, counts[:, cut:])
     else:
-        # Two streams, so that the chance in one set does not follow that in the other.
-        drawn = [
-            np.concatenate([statistic(c) for c in resample_counts(who, n=n, seed=seed + k)])
-            for k, (who, statistic) in enumerate(zip((first, second), statistics, strict=True))
-        ]
-        draws = [drawn[0] - drawn[1]]
-    count = min(len(np.unique(first)), len(np.unique(second)))
-    made = _interval(value, np.concatenate(draws), level, len(both), count)
-    return replace(made, n_patients=len(np.unique(both)))
+        for side, who in enumerate(sets):
+            # Two streams, so that the chance in one set does not follow that in the other.
+            for counts in resample_counts(who, n=n, seed=seed + side):
+                add(side, counts)
+    fewest = min(len(np.unique(who)) for who in sets)
+    made = {}
+    for name, pair in statistics.items():
+        value = float(pair[0](np.ones(cut)) - pair[1](np.ones(len(both) - cut)))
+        first, second = (np.concatenate(side) for side in draws[name])
+        # With a single patient on either side there is no interval.
+        found = _interval(value, first - second, level, len(both), fewest)
+        made[name] = replace(found, n_patients=len(np.unique(both)))
+    return made

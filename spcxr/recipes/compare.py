@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from spcxr.errors import SpcxrError
-from spcxr.evaluate import pages
-from spcxr.evaluate.delong import PairedTest, delong_paired
-from spcxr.evaluate.intervals import Interval, paired_bootstrap
-from spcxr.evaluate.report import Cell, Section, Table
+from spcxr.evaluate import metrics, pages
+from spcxr.evaluate.delong import delong_paired
+from spcxr.evaluate.intervals import Statistic, bootstrap_all
+from spcxr.evaluate.report import Section
 from spcxr.infer.predict import TrainedModel
 from spcxr.recipes.testset import Result, Settings
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The first model less the second on one set.
-
-    ``differences`` by metric, from resamples that both share; ``delong`` by class, of the AUROC;
-    ``figures`` of either.
-    """
-
-    differences: Mapping[str, Interval]
-    delong: Mapping[str, PairedTest]
-    figures: tuple[Mapping[str, Interval], Mapping[str, Interval]]
 
 
 def refuse_other_task(models: Mapping[str, TrainedModel]) -> None:
@@ -57,61 +43,66 @@ def _task(model: TrainedModel) -> str:
     return "several findings" if model.multilabel else "one class of many"
 
 
-def compare(first: Result, second: Result, settings: Settings) -> Comparison:
-    """Differences of two models' results on one test set."""
+def compare(first: Result, second: Result, settings: Settings) -> dict[str, pages.Comparison]:
+    """Metric, or ``AUROC of`` a class -> the two models' figures on one set and their difference.
+
+    Differences have intervals from resamples that both share; those of a class' AUROC DeLong's test
+    as well.
+    """
     if not np.array_equal(first.measured, second.measured):
         raise ValueError("results of other rows: both models must be measured on the same set")
-    differences = {
-        name: paired_bootstrap(
-            first.patients,
-            statistic,
-            second.statistics[name],
-            n=settings.n_bootstrap,
-            seed=settings.seed,
-        )
-        for name, statistic in first.statistics.items()
+
+    aurocs = _aurocs(first, second)
+    pairs = {name: (own, second.statistics[name]) for name, own in first.statistics.items()}
+    # All from the same resamples at once: one by one each would be made, and ranked, anew.
+    differences = bootstrap_all(
+        first.patients,
+        {name: _gap(*pair) for name, pair in {**pairs, **aurocs}.items()},
+        n=settings.n_bootstrap,
+        seed=settings.seed,
+    )
+    made = {
+        name: pages.Comparison(first.overall[name], second.overall[name], differences[name])
+        for name in pairs
     }
-    return Comparison(differences, _delong(first, second), (first.overall, second.overall))
+    if first.answers is None or second.answers is None:
+        return made
+    for name in first.answers.names:
+        (truth, own), (_, other) = first.answers.of(name), second.answers.of(name)
+        made[f"AUROC of {name}"] = pages.Comparison(
+            first.details["by_class"][name]["auroc"],
+            second.details["by_class"][name]["auroc"],
+            differences[f"AUROC of {name}"],
+            delong_paired(truth, own, other, first.patients),
+        )
+    return made
 
 
-def _delong(first: Result, second: Result) -> dict[str, PairedTest]:
-    """Class -> DeLong's test of the two AUROCs; nothing for masks."""
+def _gap(first: Statistic, second: Statistic) -> Statistic:
+    return lambda weights: first(weights) - second(weights)
+
+
+def _aurocs(first: Result, second: Result) -> dict[str, tuple[Statistic, Statistic]]:
+    """``AUROC of`` each class -> both models' statistic; nothing for masks."""
     if first.answers is None or second.answers is None:
         return {}
-    own, other = first.answers, second.answers
-    return {
-        name: delong_paired(
-            own.truth[:, k],
-            own.scores[:, k],
-            other.scores[:, other.names.index(name)],
-            first.patients,
+    made = {}
+    for name in first.answers.names:
+        (truth, own), (_, other) = first.answers.of(name), second.answers.of(name)
+        made[f"AUROC of {name}"] = (
+            partial(metrics.auroc, truth, own),
+            partial(metrics.auroc, truth, other),
         )
-        for k, name in enumerate(own.names)
-    }
+    return made
 
 
-def comparison_section(result: Result, found: Comparison, names: tuple[str, str]) -> Section:
-    """The tables: metric by metric, then DeLong's test class by class."""
-    own, other = found.figures
-    rows: list[list[Cell]] = [
-        [pages.TITLES.get(name, name), own[name], other[name], difference]
-        for name, difference in found.differences.items()
-    ]
-    columns = ["metric", *names, "difference"]
-    note = "Difference: the first less the second on the same resampled patients (95 %)."
-    tables = [Table(f"{names[0]} and {names[1]}", columns, rows, note)]
-    if found.delong:
-        tests: list[list[Cell]] = [
-            [name, _shown(test), f"{test.p:.3g}" if np.isfinite(test.p) else None]
-            for name, test in found.delong.items()
-        ]
-        note = "DeLong's test of two AUROCs on the same images; not corrected for many classes."
-        columns = ["class", "difference of AUROC", "p"]
-        tables.append(Table("AUROC by class", columns, tests, note))
-    return Section(f"{result.test_set.name}: against {names[1]}", tables=tables)
-
-
-def _shown(test: PairedTest) -> Cell:
-    """The difference as a cell; its rows are not told again."""
-    nothing: dict[str, Any] = {"n_rows": 0, "n_patients": 0, "n_undefined": 0}
-    return Interval(test.difference, test.low, test.high, **nothing)
+def comparison_section(
+    result: Result, found: Mapping[str, pages.Comparison], names: tuple[str, str]
+) -> Section:
+    """The table of both models, A and B, by their ``names``."""
+    titled = {pages.TITLES.get(name, name): one for name, one in found.items()}
+    return Section(
+        f"{result.test_set.name}: against {names[1]}",
+        text=f"A: {names[0]}. B: {names[1]}. Both on the same {result.n_rows} images.",
+        tables=[pages.paired_table(f"{names[0]} and {names[1]}", titled)],
+    )

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spcxr.evaluate import metrics, pages
+from spcxr.evaluate import pages
 from spcxr.evaluate.distance import Discrepancy, frechet, is_shrunk, mmd
-from spcxr.evaluate.intervals import Interval, Statistic, bootstrap_difference
+from spcxr.evaluate.intervals import Interval, Statistic, bootstrap_differences
+from spcxr.evaluate.label_metrics import LabelMetrics
 from spcxr.evaluate.report import Cell, Section, Table
-from spcxr.evaluate.summary import summarise_classes, usable_rows
+from spcxr.evaluate.summary import _mean_of_known
 from spcxr.infer.predict import TrainedModel, predict_classes
 from spcxr.models.heads import Features
 from spcxr.recipes.leaks import identities
@@ -84,17 +85,13 @@ def drift(
     """Everything that is said of ``other`` beside ``reference``."""
     classes = common_classes(reference, other)
     sides = [statistics(result, classes) for result in (reference, other)]
-    falls = {
-        name: bootstrap_difference(
-            (sides[0][name][0], sides[1][name][0]),
-            (sides[0][name][1], sides[1][name][1]),
-            n=settings.n_bootstrap,
-            seed=settings.seed,
-        )
-        for name in sides[0]
-        if name in sides[1]
-    }
     own, theirs = (identities(r.test_set.store.manifest, r.measured) for r in (reference, other))
+    falls = bootstrap_differences(
+        (own, theirs),
+        {name: (sides[0][name], sides[1][name]) for name in sides[0] if name in sides[1]},
+        n=settings.n_bootstrap,
+        seed=settings.seed,
+    )
     shared = len(np.intersect1d(own, theirs))
     distance = between(*samples, seed=settings.seed) if samples else None
     return Drift(falls, classes, shared, distance)
@@ -109,31 +106,31 @@ def common_classes(first: Result, second: Result) -> tuple[str, ...]:
     return tuple(name for name in first.answers.names if name in defined[0] & defined[1])
 
 
-def statistics(result: Result, classes: Sequence[str]) -> dict[str, tuple[Array, Statistic]]:
-    """Metric -> (who the rows are ``(m,)``, statistic of their weights).
+def statistics(result: Result, classes: Sequence[str]) -> dict[str, Statistic]:
+    """Metric -> statistic of the weights of the measured rows.
 
     Means are over ``classes`` alone, so that no set is measured on others than its reference.
     """
-    who = identities(result.test_set.store.manifest, result.measured)
-    made = {name: (who, s) for name, s in result.statistics.items() if name not in MACRO}
+    made = {name: s for name, s in result.statistics.items() if name not in MACRO}
     if result.answers is None or not classes:
         return made
     answers = result.answers
     if len(classes) < len(answers.names):
         made.clear()  # an accuracy over other classes is another quantity
     columns = [answers.names.index(name) for name in classes]
-    truth, scores = answers.truth[:, columns], answers.scores[:, columns]
-    kept = usable_rows(truth, multilabel=True)
-    means = summarise_classes(truth, scores, who, tuple(classes), multilabel=True, n=1).statistics
-    made |= {name: (who[kept], means[name]) for name in MACRO}
-    for name, y, s in zip(classes, truth.T, scores.T, strict=True):
-        known = ~np.isnan(y)
-        made[f"AUROC of {name}"] = who[known], _auroc(y[known], s[known])
-    return made
+    scores = answers.scores[:, columns]
+    each = LabelMetrics(answers.truth[:, columns], scores, np.zeros_like(scores))
+    means = {f"macro_{key}": _mean_of(each, key) for key in ("auroc", "average_precision")}
+    ranks = {f"AUROC of {name}": _of_class(each, k) for k, name in enumerate(classes)}
+    return means | made | ranks
 
 
-def _auroc(truth: Array, scores: Array) -> Statistic:
-    return lambda weights: metrics.auroc(truth, scores, weights)
+def _mean_of(each: LabelMetrics, key: str) -> Statistic:
+    return lambda weights: _mean_of_known(each(weights)[key])
+
+
+def _of_class(each: LabelMetrics, k: int) -> Statistic:
+    return lambda weights: each(weights)["auroc"][..., k]
 
 
 def between(first: Sample, second: Sample, *, seed: int) -> Distance | None:

@@ -27,7 +27,7 @@ from spcxr.evaluate.report import (
     write_text,
 )
 from spcxr.infer.predict import TrainedModel
-from spcxr.recipes.compare import Comparison, comparison_section
+from spcxr.recipes.compare import comparison_section
 from spcxr.recipes.drift import Drift, drift_section
 from spcxr.recipes.leaks import Leaks, said
 from spcxr.recipes.sweep import HEADLINE, Fall, corruption_section
@@ -62,7 +62,7 @@ class Found:
     result: Result
     given: Given
     corrupted: Mapping[str, Mapping[str, Fall]]
-    against: Comparison | None
+    against: Mapping[str, pages.Comparison] | None
     drift: Drift | None
 
     @property

@@ -175,7 +175,7 @@ def _judge_classes(
         section=Section(
             test_set.name,
             text=text,
-            tables=[pages.class_table("By class", summary), *group_tables(groups)],
+            tables=[*pages.class_tables(summary), *group_tables(groups)],
             pictures=pages.class_plots(summary, labels, scores, patients, seed=settings.seed),
         ),
         rows=test_set.rows,

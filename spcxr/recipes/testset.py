@@ -80,6 +80,11 @@ class Answers:
     truth: Array
     scores: Array
 
+    def of(self, name: str) -> tuple[Array, Array]:
+        """Truth and scores ``(m,)`` of one class."""
+        column = self.names.index(name)
+        return self.truth[:, column], self.scores[:, column]
+
 
 @dataclass(frozen=True)
 class Result:

@@ -89,11 +89,11 @@ def test_two_models_are_compared_on_the_same_patients(make_store, task_model, tm
     alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())["sets"]["store"]
     own = found["sets"]["store"]["overall"]["macro_auroc"]["value"]
     gap = own - alone["overall"]["macro_auroc"]["value"]
-    difference = compared["differences"]["macro_auroc"]
+    difference = compared["macro_auroc"]["difference"]
     assert difference["value"] == pytest.approx(gap, abs=1e-9)
     assert difference["low"] <= gap <= difference["high"]
     by_class = [s["by_class"]["square"]["auroc"]["value"] for s in (found["sets"]["store"], alone)]
-    tested = compared["delong"]["square"]
+    tested = compared["AUROC of square"]["test"]
     assert tested["difference"] == pytest.approx(by_class[0] - by_class[1], abs=1e-9)
     assert 0 <= tested["p"] <= 1
     page = (tmp_path / "out" / "report.html").read_text()
