@@ -86,7 +86,7 @@ def _aurocs(first: Result, second: Result) -> dict[str, tuple[Statistic, Statist
     """``AUROC of`` each class -> both models' statistic; nothing for masks."""
     if first.answers is None or second.answers is None:
         return {}
-    made = {}
+    made: dict[str, tuple[Statistic, Statistic]] = {}
     for name in first.answers.names:
         (truth, own), (_, other) = first.answers.of(name), second.answers.of(name)
         made[f"AUROC of {name}"] = (

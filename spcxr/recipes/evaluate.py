@@ -64,8 +64,12 @@ class EvaluateConfig(Config):
         False, "measure patients the model was trained on all the same, and say so"
     )
     n_bootstrap: int = setting(2000, "resamples of the patients for an interval", low=100)
-    threshold: float = setting(
-        0.5, "probability from which a label is called (several findings)", low=0.0, high=1.0
+    threshold: float | None = setting(
+        None,
+        "probability from which a label is called (several findings): the model's own, else 0.5, "
+        "if not given",
+        low=0.0,
+        high=1.0,
     )
     seed: int = setting(0, "of the resamples and corruptions", low=0)
     batch_size: int = setting(64, "images at a time", low=1)

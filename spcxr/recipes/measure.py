@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,13 @@ from numpy.typing import NDArray
 
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import pages
+from spcxr.evaluate.calibration import calibration_error, top_label
+from spcxr.evaluate.intervals import Interval, bootstrap_all
 from spcxr.evaluate.report import Section
 from spcxr.evaluate.summary import ClassSummary, summarise_classes, usable_rows
 from spcxr.infer.predict import Change, TrainedModel, predict_classes, probabilities
 from spcxr.recipes import measure_masks
+from spcxr.recipes.operating import OperatingPoint, operating_point
 from spcxr.recipes.testset import (
     Answers,
     Result,
@@ -132,7 +136,8 @@ def _judge_classes(
     trained: TrainedModel, test_set: TestSet, logits: Array, settings: Settings
 ) -> Result:
     labels, patients = true_labels(test_set, trained), test_set.patients
-    scores = probabilities(logits, multilabel=trained.multilabel)
+    point = operating_point(trained, settings.threshold)
+    scores = point.scores(logits, multilabel=trained.multilabel)
 
     def summarise(rows: Array) -> ClassSummary:
         return summarise_classes(
@@ -143,14 +148,18 @@ def _judge_classes(
             multilabel=trained.multilabel,
             n=settings.n_bootstrap,
             seed=settings.seed,
-            threshold=settings.threshold,
+            threshold=point.threshold,
         )
 
     usable = usable_rows(labels, multilabel=trained.multilabel)
     summary = summarise(np.arange(len(labels)))
     groups = by_group(test_set, usable, lambda rows: summarise(rows).overall)
     left_out, undefined = len(labels) - summary.n_rows, why_undefined(test_set, summary)
-    text = f"{summary.n_rows} labelled images of {summary.n_patients} patients."
+    before = untempered(trained, point, labels[usable], logits[usable], patients[usable], settings)
+    text = f"{summary.n_rows} labelled images of {summary.n_patients} patients. {point.said}"
+    if before:
+        said = "; ".join(f"{name} {error}" for name, error in before.items())
+        text += f" Calibration error before: {said}."
     if left_out:
         text += f" {left_out} images without a usable label are left out."
     if undefined:
@@ -170,18 +179,50 @@ def _judge_classes(
             "left_out_of_the_means": summary.left_out,
             "undefined": undefined,
             "threshold": summary.threshold,
+            "threshold_from": point.origin if trained.multilabel else "the highest probability",
+            "temperatures": point.temperatures,
+            "calibration_error_before_tempering": before,
             "subgroups": groups,
         },
         section=Section(
             test_set.name,
             text=text,
             tables=[*pages.class_tables(summary), *group_tables(groups)],
-            pictures=pages.class_plots(summary, labels, scores, patients, seed=settings.seed),
+            pictures=[
+                *pages.class_plots(summary, labels, scores, patients, seed=settings.seed),
+                *pages.reliability_pictures(summary, labels, scores),
+            ],
         ),
         rows=test_set.rows,
         predictions=_cells(trained.names, labels, scores),
         measured=test_set.rows[usable],
         answers=Answers(trained.names, trained.multilabel, labels[usable], scores[usable]),
+    )
+
+
+def untempered(
+    trained: TrainedModel,
+    point: OperatingPoint,
+    labels: Array,
+    logits: Array,
+    patients: Array,
+    settings: Settings,
+) -> dict[str, Interval]:
+    """The calibration error of the probabilities as the model gives them; nothing if untempered.
+
+    Of each label, or of the highest probability of one of many.
+    """
+    if point.temperatures is None:
+        return {}
+    raw = probabilities(logits, multilabel=trained.multilabel)
+    pairs = {"the highest probability": top_label(labels, raw)}
+    if trained.multilabel:
+        pairs = dict(zip(trained.names, zip(labels.T, raw.T, strict=True), strict=True))
+    return bootstrap_all(
+        patients,
+        {name: partial(calibration_error, *pair) for name, pair in pairs.items()},
+        n=settings.n_bootstrap,
+        seed=settings.seed,
     )
 
 

@@ -15,8 +15,9 @@ from spcxr.evaluate.corruptions import CORRUPTIONS, corrupt
 from spcxr.evaluate.intervals import Interval, Statistic, bootstrap, paired_bootstrap
 from spcxr.evaluate.report import Cell, Section, Table
 from spcxr.evaluate.summary import summarise_classes
-from spcxr.infer.predict import TrainedModel, probabilities
+from spcxr.infer.predict import TrainedModel
 from spcxr.recipes.measure import predict
+from spcxr.recipes.operating import operating_point
 from spcxr.recipes.testset import Result, Rows, Settings, TestSet
 
 Array = NDArray[Any]
@@ -68,7 +69,8 @@ def headline(trained: TrainedModel, result: Result, predicted: Array) -> Statist
     if result.answers is None:
         return partial(metrics.mean, predicted[:, 0])
     usable = np.isin(result.rows, result.measured)
-    scores = probabilities(predicted[usable], multilabel=trained.multilabel)
+    point = operating_point(trained, None)  # softmax at another temperature ranks otherwise
+    scores = point.scores(predicted[usable], multilabel=trained.multilabel)
     # Intervals are made below, paired; here one resample is as good as none.
     summary = summarise_classes(
         result.answers.truth,

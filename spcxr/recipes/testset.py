@@ -60,11 +60,14 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Settings(Compute):
-    """How to predict and how to resample; ``world`` are the processes that share the batches."""
+    """How to predict and how to resample; ``world`` are the processes that share the batches.
+
+    ``threshold``: from which a label is called; the model's own (`operating_point`) if None.
+    """
 
     n_bootstrap: int = 2000
     seed: int = 0
-    threshold: float = 0.5
+    threshold: float | None = None
     world: World | None = None
 
 

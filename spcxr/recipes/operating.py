@@ -1,0 +1,75 @@
+"""A model's own calibration and thresholds, as its validation rows settled them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spcxr.evaluate.calibration import apply_temperature, read_calibration
+from spcxr.evaluate.thresholds import read_thresholds
+from spcxr.infer.predict import TrainedModel, probabilities
+
+Array = NDArray[Any]
+
+RULE = "youden"  # of the model's thresholds, where none is given
+HALF = 0.5
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """How logits become probabilities, and from which one a label is called.
+
+    ``temperatures`` ``(1,)`` or ``(K,)``, NaN = not fitted; None where the model has none.
+    ``threshold`` of all labels, or ``(K,)``; ``origin`` says where it is from.
+    """
+
+    temperatures: Array | None
+    threshold: float | Array
+    origin: str
+
+    def scores(self, logits: Array, *, multilabel: bool) -> Array:
+        """Logits ``(n, K)`` -> probabilities, tempered where the model knows how.
+
+        >>> point = OperatingPoint(np.array([2.0]), 0.5, "given")
+        >>> point.scores(np.array([[2.0]]), multilabel=True).round(3).tolist()
+        [[0.731]]
+        """
+        if self.temperatures is None:
+            return probabilities(logits, multilabel=multilabel)
+        return probabilities(apply_temperature(logits, self.temperatures), multilabel=multilabel)
+
+    @property
+    def said(self) -> str:
+        """A sentence for the report; nothing where probabilities are the model's as they are."""
+        if self.temperatures is None:
+            return ""
+        shown = ", ".join("none" if np.isnan(t) else f"{t:.3g}" for t in self.temperatures)
+        return f"Probabilities are tempered as the validation rows asked for (temperature {shown})."
+
+
+def operating_point(trained: TrainedModel, threshold: float | None) -> OperatingPoint:
+    """What stands beside the model's weights; a given ``threshold`` goes before it.
+
+    Parameters
+    ----------
+    trained
+        of classes.
+    threshold
+        from which every label is called; None for the model's own (``thresholds.json``, the
+        `RULE`), or a half where it has none.
+
+    Raises
+    ------
+    SpcxrError
+        a ``calibration.json`` or ``thresholds.json`` that is torn or of other labels.
+    """
+    temperatures = read_calibration(trained.folder, trained.names)
+    if threshold is not None:
+        return OperatingPoint(temperatures, threshold, "--threshold")
+    own = read_thresholds(trained.folder, trained.names) if trained.multilabel else None
+    if own is None:
+        return OperatingPoint(temperatures, HALF, "the default")
+    return OperatingPoint(temperatures, own[RULE], f"the model's thresholds.json, rule {RULE}")
