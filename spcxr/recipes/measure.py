@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -154,17 +155,10 @@ def _judge_classes(
     usable = usable_rows(labels, multilabel=trained.multilabel)
     summary = summarise(np.arange(len(labels)))
     groups = by_group(test_set, usable, lambda rows: summarise(rows).overall)
-    left_out, undefined = len(labels) - summary.n_rows, why_undefined(test_set, summary)
     before = untempered(trained, point, labels[usable], logits[usable], patients[usable], settings)
-    text = f"{summary.n_rows} labelled images of {summary.n_patients} patients. {point.said}"
-    if before:
-        said = "; ".join(f"{name} {error}" for name, error in before.items())
-        text += f" Calibration error before: {said}."
-    if left_out:
-        text += f" {left_out} images without a usable label are left out."
-    if undefined:
-        said = "; ".join(f"{name}: {why}" for name, why in undefined.items())
-        text += f" Without AUROC: {said}."
+    undefined = why_undefined(test_set, summary)
+    pictures = pages.class_plots(summary, labels, scores, patients, seed=settings.seed)
+    pictures += pages.reliability_pictures(summary, labels, scores)
     return Result(
         test_set=test_set,
         n_rows=summary.n_rows,
@@ -174,6 +168,7 @@ def _judge_classes(
         patients=summary.patients,
         details={
             "by_class": summary.by_class,
+            "delong": summary.delong,
             "positive_and_known_rows": summary.positives,
             "confusion": summary.confusion,
             "left_out_of_the_means": summary.left_out,
@@ -186,18 +181,35 @@ def _judge_classes(
         },
         section=Section(
             test_set.name,
-            text=text,
+            text=" ".join(_sentences(summary, len(labels), undefined, point, before)),
             tables=[*pages.class_tables(summary), *group_tables(groups)],
-            pictures=[
-                *pages.class_plots(summary, labels, scores, patients, seed=settings.seed),
-                *pages.reliability_pictures(summary, labels, scores),
-            ],
+            pictures=pictures,
         ),
         rows=test_set.rows,
         predictions=_cells(trained.names, labels, scores),
         measured=test_set.rows[usable],
         answers=Answers(trained.names, trained.multilabel, labels[usable], scores[usable]),
     )
+
+
+def _sentences(
+    summary: ClassSummary,
+    n_rows: int,
+    undefined: Mapping[str, str],
+    point: OperatingPoint,
+    before: Mapping[str, Interval],
+) -> Iterator[str]:
+    """What stands above the tables of a set of ``n_rows``."""
+    yield f"{summary.n_rows} labelled images of {summary.n_patients} patients."
+    if left_out := n_rows - summary.n_rows:
+        yield f"{left_out} images without a usable label are left out."
+    if undefined:
+        yield f"Without AUROC: {'; '.join(f'{n}: {why}' for n, why in undefined.items())}."
+    if summary.threshold is not None:
+        yield f"Calls are made at {point.origin}."
+    if before:
+        said = "; ".join(f"{name} {error}" for name, error in before.items())
+        yield f"{point.said} Calibration error before: {said}."
 
 
 def untempered(

@@ -43,7 +43,7 @@ class OperatingPoint:
 
     @property
     def said(self) -> str:
-        """A sentence for the report; nothing where probabilities are the model's as they are."""
+        """A sentence for the report; nothing where probabilities stay as the model gives them."""
         if self.temperatures is None:
             return ""
         shown = ", ".join("none" if np.isnan(t) else f"{t:.3g}" for t in self.temperatures)
@@ -68,8 +68,8 @@ def operating_point(trained: TrainedModel, threshold: float | None) -> Operating
     """
     temperatures = read_calibration(trained.folder, trained.names)
     if threshold is not None:
-        return OperatingPoint(temperatures, threshold, "--threshold")
+        return OperatingPoint(temperatures, threshold, "the threshold given")
     own = read_thresholds(trained.folder, trained.names) if trained.multilabel else None
     if own is None:
-        return OperatingPoint(temperatures, HALF, "the default")
+        return OperatingPoint(temperatures, HALF, "a probability of a half")
     return OperatingPoint(temperatures, own[RULE], f"the model's thresholds.json, rule {RULE}")

@@ -42,7 +42,7 @@ def test_probabilities_are_tempered_and_labels_called_from_the_models_thresholds
     truth = store.manifest.label_matrix(NAMES)
     plain = evaluated(model, tmp_path / "plain", store)
     assert plain["temperatures"] is None
-    assert (plain["threshold"], plain["threshold_from"]) == (0.5, "the default")
+    assert (plain["threshold"], plain["threshold_from"]) == (0.5, "a probability of a half")
     assert plain["calibration_error_before_tempering"] == {}
 
     heat = np.array([3.0, np.nan])
