@@ -26,7 +26,8 @@ MACRO = ("macro_auroc", "macro_average_precision")
 MEANING = (
     "The first set's figure less the other's: above 0 is a fall, and an interval that holds 0 is "
     "no proof of one. Sets without a common patient are resampled each by itself. Average "
-    "precision and accuracy also follow how frequent the classes are."
+    "precision and accuracy also follow how frequent the classes are; of Brier score and "
+    "calibration error less is better, so a fall is below 0."
 )
 
 
@@ -163,7 +164,12 @@ def drift_section(reference: str, headline: str, found: Mapping[str, Drift]) -> 
                 f" {name}: {d.shared_patients} patients are in both sets, and are resampled "
                 "together."
             )
-    tables = [pages.comparison(f"Fall from {reference}", falls, first="set", note=note)]
+    metrics = dict.fromkeys(metric for fall in falls.values() for metric in fall)
+    rows: list[list[Cell]] = [
+        [pages.TITLES.get(metric, metric), *(fall.get(metric) for fall in falls.values())]
+        for metric in metrics
+    ]
+    tables = [Table(f"Fall from {reference}", ["metric", *falls], rows, note)]
     if any(d.distance for d in found.values()):
         tables.append(_distances(reference, found))
     pictures = []

@@ -68,14 +68,15 @@ def predict(
     test_set: TestSet,
     settings: Settings,
     change: Change | None = None,
-    name: str = "",
+    name: str | None = None,
 ) -> Array:
     """What the model says of `rows_to_measure`, on every process: ``(n, K)`` float64 logits.
 
     For masks ``(n, 2)``: Dice and IoU, so that no mask need be kept. ``change`` is done to the
-    images first; ``name`` is shown with the progress.
+    images first; ``name`` (the set's, if not given) is shown with the progress, ``""`` shows none.
     """
     rows = rows_to_measure(trained, test_set)
+    name = test_set.name if name is None else name
     if trained.kind == "segment":
         return measure_masks.overlaps_of(trained, test_set, rows, settings, change, name)
     model, store, normalisation = trained.model, test_set.store, trained.normalisation
@@ -83,7 +84,7 @@ def predict(
     def work(batch: Rows) -> Array:
         return predict_classes(model, store, batch, normalisation, settings, change)
 
-    return in_batches(rows, settings, name or test_set.name, work, len(trained.names))
+    return in_batches(rows, settings, name, work, len(trained.names))
 
 
 def judge(trained: TrainedModel, test_set: TestSet, predicted: Array, settings: Settings) -> Result:

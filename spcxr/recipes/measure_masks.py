@@ -52,8 +52,8 @@ def overlaps_of(
     test_set: TestSet,
     rows: Rows,
     settings: Settings,
-    change: Change | None = None,
-    name: str = "",
+    change: Change | None,
+    name: str,
 ) -> Array:
     """Dice and IoU ``(n, 2)`` of masked rows at the store's size, over pixels that are known."""
 
@@ -63,7 +63,7 @@ def overlaps_of(
         )
         return np.stack(overlaps(test_set.store, found), 1)
 
-    return in_batches(rows, settings, name or test_set.name, work, 2)
+    return in_batches(rows, settings, name, work, 2)
 
 
 def judge_masks(

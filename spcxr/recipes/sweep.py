@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from spcxr.evaluate import metrics, pages
 from spcxr.evaluate.corruptions import CORRUPTIONS, corrupt
@@ -18,7 +19,7 @@ from spcxr.evaluate.summary import summarise_classes
 from spcxr.infer.predict import TrainedModel
 from spcxr.recipes.measure import predict
 from spcxr.recipes.operating import operating_point
-from spcxr.recipes.testset import Result, Rows, Settings, TestSet
+from spcxr.recipes.testset import Result, Rows, Settings, TestSet, progress
 
 Array = NDArray[Any]
 Step = tuple[str, int]  # a corruption and its strength
@@ -52,16 +53,23 @@ def predict_corrupted(
     trained: TrainedModel, test_set: TestSet, settings: Settings, names: Sequence[str]
 ) -> dict[Step, Array]:
     """What `predict` gives for each corruption at each strength; every process takes part."""
+    steps = [
+        (name, strength)
+        for name in chosen(names, trained.kind)
+        for strength in range(1, len(CORRUPTIONS[name].levels) + 1)
+    ]
     made: dict[Step, Array] = {}
-    for name in chosen(names, trained.kind):
-        for strength in range(1, len(CORRUPTIONS[name].levels) + 1):
-
-            def change(images: Any, rows: Rows, name: str = name, strength: int = strength) -> Any:
-                return corrupt(images, rows, name, strength, seed=settings.seed)
-
-            said = f"{test_set.name}, {name} {strength}"
-            made[name, strength] = predict(trained, test_set, settings, change, said)
+    shown = bool(steps) and (settings.world is None or settings.world.first)
+    with progress(len(steps), f"{test_set.name}, corruptions", "pass", shown=shown) as bar:
+        for name, strength in steps:
+            change = partial(_changed, name, strength, settings.seed)
+            made[name, strength] = predict(trained, test_set, settings, change, name="")
+            bar.update()
     return made
+
+
+def _changed(name: str, strength: int, seed: int, images: Tensor, rows: Rows) -> Tensor:
+    return corrupt(images, rows, name, strength, seed=seed)
 
 
 def headline(trained: TrainedModel, result: Result, predicted: Array) -> Statistic:

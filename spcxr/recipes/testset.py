@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -113,20 +113,25 @@ class Result:
     answers: Answers | None = None
 
 
+def progress(total: int, name: str, unit: str, *, shown: bool) -> tqdm[NoReturn]:
+    """A bar for a person who looks on, a line now and then for a log."""
+    pace = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=name, unit=unit, mininterval=pace, disable=not shown)
+
+
 def in_batches(
     rows: Rows, settings: Settings, name: str, work: Callable[[Rows], Array], width: int
 ) -> Array:
     """What ``work`` makes of each batch, ``(b, width)``, for all rows: ``(n, width)`` float64.
 
     Several processes take the batches in turn, and every one gets all that was made. The batches
-    are those of one process, so the numbers are the same to the last bit.
+    are those of one process, so the numbers are the same to the last bit. ``name`` is shown with
+    the progress; without one nothing is.
     """
     world = settings.world or World(settings.device)
     made = np.zeros((len(rows), width))
-    pace = 0.2 if sys.stderr.isatty() else 10.0
-    with tqdm(
-        total=len(rows), desc=name, unit="image", mininterval=pace, disable=not world.first
-    ) as bar:
+    shown = world.first and bool(name)
+    with progress(len(rows), name, "image", shown=shown) as bar:
         for number, start in enumerate(range(0, len(rows), settings.batch_size)):
             part = slice(start, start + settings.batch_size)
             if number % world.size == world.rank:
