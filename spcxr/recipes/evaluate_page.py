@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from spcxr.evaluate import pages
+from spcxr.evaluate import calibration, pages, thresholds
 from spcxr.evaluate.report import (
     INTERVALS,
     NOT_A_DEVICE,
@@ -131,11 +131,15 @@ def describe(models: Models, settings: Settings, sets: Sequence[TestSet]) -> dic
     (run, trained), *others = models.items()
     hashes = {s.source: s.store.facts["content_hash"][:16] for s in sets}
     preprocess = ", ".join(f"{k} {v}" for k, v in trained.config["preprocess"].items())
-    rivals = [f"{name} ({weights_hash(rival)[:16]})" for name, rival in others]
+    rivals = [
+        f"{name} ({weights_hash(rival)[:16]}, calibration {settled_hash(rival)[:16]})"
+        for name, rival in others
+    ]
     return {
         "torch": torch.__version__,
         "model": run,
         "weights": weights_hash(trained)[:16],
+        "calibration": settled_hash(trained)[:16],
         **({"against": ", ".join(rivals)} if rivals else {}),
         "trained by": f"spcxr {trained.config['spcxr_version']}",
         "preprocessing": preprocess,
@@ -153,6 +157,13 @@ def weights_hash(trained: TrainedModel) -> str:
     for name, tensor in sorted(trained.model.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def settled_hash(trained: TrainedModel) -> str:
+    """Of the temperatures and thresholds beside the weights; ``none`` where there are none."""
+    files = [trained.folder / name for name in (calibration.FILE, thresholds.FILE)]
+    texts = [file.read_bytes() for file in files if file.is_file()]
+    return hashlib.sha256(b"".join(texts)).hexdigest() if texts else "none"
 
 
 # --- the page -------------------------------------------------------------------------------

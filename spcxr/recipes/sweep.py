@@ -108,7 +108,7 @@ def judge_corrupted(
 
 
 def _word(name: str, strength: int) -> str:
-    return WORDS[strength - 1] if len(CORRUPTIONS[name].levels) > 1 else "as it is"
+    return WORDS[strength - 1] if len(CORRUPTIONS[name].levels) > 1 else "full"
 
 
 def corruption_section(
@@ -122,7 +122,7 @@ def corruption_section(
         for name, steps in falls.items()
         for word, fall in steps.items()
     ]
-    drawn = {"as they are": {"as it is": clean}} | {
+    drawn = {"as they are": {"clean": clean}} | {
         CORRUPTIONS[name].said: {word: fall.value for word, fall in steps.items()}
         for name, steps in falls.items()
     }

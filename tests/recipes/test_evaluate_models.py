@@ -52,7 +52,7 @@ def test_a_corrupted_figure_is_that_of_the_corrupted_images(make_store, task_mod
     assert clean not in (0, 1, expected)
     assert strong.fall.value == pytest.approx(clean - expected, abs=1e-6)
     assert strong.fall.low <= strong.fall.value <= strong.fall.high
-    assert list(found["inversion"]) == ["as it is"]
+    assert list(found["inversion"]) == ["full"]
 
 
 def test_masks_are_not_moved_and_the_page_shows_the_sweep(make_store, task_model, tmp_path):

@@ -1,5 +1,6 @@
 """Whom a model was trained on: found in stores prepared apart, told apart by more than a number."""
 
+import csv
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
-from spcxr.data.store import StoreWriter
+from spcxr.data.store import Store, StoreWriter
 from spcxr.errors import SpcxrError
 from spcxr.recipes.leaks import (
     copies_among,
@@ -16,6 +17,8 @@ from spcxr.recipes.leaks import (
     pictures,
     write_trained_on,
 )
+from spcxr.recipes.prepare import PrepareConfig
+from spcxr.recipes.prepare import run as prepare
 
 COUNT = 12
 
@@ -120,3 +123,38 @@ def test_identities_of_two_sources_differ_by_the_folder():
     one, two = (Manifest.from_columns(columns, root=root) for root in ("/a", "/b"))
     rows = np.array([0])
     assert identities(one, rows) != identities(two, rows)
+
+
+def test_real_radiographs_prepared_twice_are_known_by_their_patients(shared_data, tmp_path):
+    """Every manifest has the same split by patient: training rows are met again, test rows never.
+
+    One store is prepared from a table elsewhere and at another size, so that only ids can tell.
+    """
+    with (shared_data / "cls_manifest.csv").open(newline="", encoding="utf-8-sig") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["split"] in ("train", "test")][::8]
+    kept = ("path", "patient_id", "split", "label")
+    made = []
+    for name, size_px in (("one", 64), ("two", 48)):
+        table = tmp_path / name / "table.csv"
+        table.parent.mkdir()
+        with table.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, kept, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        config = PrepareConfig(
+            sources=(str(table),),
+            out=str(tmp_path / name / "store"),
+            root=str(shared_data),
+            size_px=size_px,
+            workers=0,
+        )
+        made.append(Store.open(prepare(config)))
+    one, two = made
+    write_trained_on(tmp_path, one, one.manifest.rows("train"), np.zeros(0, np.int64))
+    train, test = (two.manifest.rows(split) for split in ("train", "test"))
+    assert min(len(train), len(test)) > 10
+    found = find_leaks(tmp_path, two, train)
+    assert (found.rows, found.doubtful, found.pixels_compared) == (len(train), 0, False)
+    assert find_leaks(tmp_path, two, test).rows == 0
+    again = find_leaks(tmp_path, one, one.manifest.rows("train"))
+    assert again.copies == len(one.manifest.rows("train"))

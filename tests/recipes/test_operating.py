@@ -89,7 +89,7 @@ def test_one_of_many_has_one_temperature_and_no_threshold(make_store, task_model
     assert found["threshold"] is None
     assert list(found["calibration_error_before_tempering"]) == ["the highest probability"]
     clean = found["overall"]["macro_auroc"]["value"]
-    turned = found["corruptions"]["inversion"]["as it is"]
+    turned = found["corruptions"]["inversion"]["full"]
     assert turned["fall"]["value"] == pytest.approx(clean - turned["value"]["value"])
 
 
