@@ -249,11 +249,11 @@ def look_for_leaks(
     def looked() -> str:
         told = []
         for test_set in sets:
-            rows_to_measure(trained, test_set)  # refuses what has no answer, before any reading
-            shown = pictures(test_set.store, test_set.rows)
+            rows = rows_to_measure(trained, test_set)  # refuses what has no answer
+            shown = pictures(test_set.store, rows)
             leaks = {}
             for name, model in models.items():
-                found = find_leaks(model.folder, test_set.store, test_set.rows, shown)
+                found = find_leaks(model.folder, test_set.store, rows, shown)
                 if not config.allow_leak:
                     refuse_leaks(found, test_set.name, name)
                 leaks[name] = found and dataclasses.asdict(found)

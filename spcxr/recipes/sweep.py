@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from spcxr.evaluate import metrics, pages
 from spcxr.evaluate.corruptions import CORRUPTIONS, corrupt
-from spcxr.evaluate.intervals import Interval, Statistic, bootstrap, paired_bootstrap
+from spcxr.evaluate.intervals import Interval, Statistic, bootstrap_all
+from spcxr.evaluate.ranking import Ranking, like
 from spcxr.evaluate.report import Cell, Section, Table
-from spcxr.evaluate.summary import summarise_classes
+from spcxr.evaluate.summary import _mean_of_known
 from spcxr.infer.predict import TrainedModel
 from spcxr.recipes.measure import predict
 from spcxr.recipes.operating import operating_point
-from spcxr.recipes.testset import Result, Rows, Settings, TestSet, progress
+from spcxr.recipes.testset import Answers, Result, Rows, Settings, TestSet, progress
 
 Array = NDArray[Any]
 Step = tuple[str, int]  # a corruption and its strength
@@ -72,39 +74,79 @@ def _changed(name: str, strength: int, seed: int, images: Tensor, rows: Rows) ->
     return corrupt(images, rows, name, strength, seed=seed)
 
 
-def headline(trained: TrainedModel, result: Result, predicted: Array) -> Statistic:
-    """The headline figure of other predictions for the rows of a `Result`, as a statistic."""
-    if result.answers is None:
-        return partial(metrics.mean, predicted[:, 0])
-    usable = np.isin(result.rows, result.measured)
-    point = operating_point(trained, None)  # softmax at another temperature ranks otherwise
-    scores = point.scores(predicted[usable], multilabel=trained.multilabel)
-    # Intervals are made below, paired; here one resample is as good as none.
-    summary = summarise_classes(
-        result.answers.truth,
-        scores,
-        result.patients,
-        trained.names,
-        multilabel=trained.multilabel,
-        n=1,
-    )
-    return summary.statistics[HEADLINE["classify"]]
+class Kept:
+    """A statistic whose last answer is kept: a value and its fall ask for it in turn.
+
+    >>> kept = Kept(lambda weights: weights.sum(-1))
+    >>> float(kept(np.ones(3)))
+    3.0
+    """
+
+    def __init__(self, statistic: Statistic) -> None:
+        self._statistic = statistic
+        self._of: weakref.ref[Array] | None = None
+        self._made: Array = np.zeros(0)
+
+    def __call__(self, weights: Array) -> Array:
+        if self._of is None or self._of() is not weights:
+            self._made, self._of = self._statistic(weights), weakref.ref(weights)
+        return self._made
+
+
+def headline(answers: Answers | None, found: Array) -> Statistic:
+    """The headline figure of the measured rows as a statistic of their weights.
+
+    Parameters
+    ----------
+    answers
+        of classes; None for masks.
+    found
+        scores ``(m, K)``; of masks Dice and IoU ``(m, 2)``.
+    """
+    if answers is None:
+        return Kept(partial(metrics.mean, found[:, 0]))
+    # The mean AUROC alone: `summarise_classes` would make ten other figures for each resample.
+    rankings = [Ranking(t, s) for t, s in zip(answers.truth.T, found.T, strict=True)]
+
+    def mean(weights: Array) -> Array:
+        found = np.stack([ranking.steps(weights).auroc() for ranking in rankings], -1)
+        return _mean_of_known(like(found, weights))
+
+    return Kept(mean)
 
 
 def judge_corrupted(
     trained: TrainedModel, result: Result, found: Mapping[Step, Array], settings: Settings
 ) -> dict[str, dict[str, Fall]]:
     """Corruption -> strength in words -> figure and paired fall."""
-    clean = result.statistics[HEADLINE[trained.kind]]
-    many = {"n": settings.n_bootstrap, "seed": settings.seed}
-    made: dict[str, dict[str, Fall]] = {}
-    for (name, strength), predicted in found.items():
-        statistic = headline(trained, result, predicted)
-        made.setdefault(name, {})[_word(name, strength)] = Fall(
-            bootstrap(result.patients, statistic, **many),
-            paired_bootstrap(result.patients, clean, statistic, **many),
-        )
-    return made
+    if not found:
+        return {}
+    answers, usable = result.answers, np.isin(result.rows, result.measured)
+    clean: Statistic
+    figures: dict[Step, Statistic] = {}
+    if answers is None:
+        clean = Kept(result.statistics[HEADLINE[trained.kind]])
+        figures = {step: headline(None, predicted) for step, predicted in found.items()}
+    else:
+        clean = headline(answers, answers.scores)
+        point = operating_point(trained, None)  # softmax at another temperature ranks otherwise
+        for step, predicted in found.items():
+            scores = point.scores(predicted[usable], multilabel=trained.multilabel)
+            figures[step] = headline(answers, scores)
+    falls = {f"fall {step}": _gap(clean, figure) for step, figure in figures.items()}
+    values = {f"{step}": figure for step, figure in figures.items()}
+    made = bootstrap_all(
+        result.patients, values | falls, n=settings.n_bootstrap, seed=settings.seed
+    )
+    told: dict[str, dict[str, Fall]] = {}
+    for name, strength in figures:
+        step = (name, strength)
+        told.setdefault(name, {})[_word(*step)] = Fall(made[f"{step}"], made[f"fall {step}"])
+    return told
+
+
+def _gap(first: Statistic, second: Statistic) -> Statistic:
+    return lambda weights: first(weights) - second(weights)
 
 
 def _word(name: str, strength: int) -> str:

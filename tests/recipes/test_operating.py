@@ -69,6 +69,9 @@ def test_probabilities_are_tempered_and_labels_called_from_the_models_thresholds
         "Probabilities are tempered as the validation rows asked for (temperature 3, none" in page
     )
     assert "Reliability" in page
+    write_thresholds(model / "model", NAMES, {"youden": np.array([0.1, 0.7])})
+    with pytest.raises(SpcxrError, match="finished evaluation with other calibration; choose"):
+        evaluated(model, tmp_path / "own", store)
 
 
 def test_a_threshold_that_is_given_goes_before_the_models(task_model):
