@@ -193,7 +193,7 @@ def _overall(
     """
 
     def macro(key: str) -> Statistic:
-        return lambda w: _mean_of_known(each(w)[key][..., there])
+        return lambda w: mean_of_known(each(w)[key][..., there])
 
     if multilabel:
         return {f"macro_{key}": macro(key) for key in METRICS}
@@ -213,7 +213,7 @@ def _overall(
     }
 
 
-def _mean_of_known(values: Array) -> Array:
+def mean_of_known(values: Array) -> Array:
     """``(..., K)`` -> ``(...)``: the mean, NaN left out; NaN where all are."""
     known = ~np.isnan(values)
     total, count = np.where(known, values, 0.0).sum(-1), known.sum(-1)

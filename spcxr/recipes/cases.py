@@ -14,7 +14,7 @@ from spcxr.evaluate.cases import case_pictures, pick_cases
 from spcxr.evaluate.report import Section
 from spcxr.infer.predict import Normalisation, TrainedModel, network_input
 from spcxr.models.attention_maps import rollout
-from spcxr.recipes.measure import TestSet
+from spcxr.recipes.testset import TestSet
 
 Array = NDArray[Any]
 Rows = NDArray[np.int64]

@@ -14,7 +14,7 @@ from spcxr.evaluate.distance import Discrepancy, frechet, is_shrunk, mmd
 from spcxr.evaluate.intervals import Interval, Statistic, bootstrap_differences
 from spcxr.evaluate.label_metrics import LabelMetrics
 from spcxr.evaluate.report import Cell, Section, Table
-from spcxr.evaluate.summary import _mean_of_known
+from spcxr.evaluate.summary import mean_of_known
 from spcxr.infer.predict import TrainedModel, predict_classes
 from spcxr.models.heads import Features
 from spcxr.recipes.leaks import identities
@@ -127,7 +127,7 @@ def statistics(result: Result, classes: Sequence[str]) -> dict[str, Statistic]:
 
 
 def _mean_of(each: LabelMetrics, key: str) -> Statistic:
-    return lambda weights: _mean_of_known(each(weights)[key])
+    return lambda weights: mean_of_known(each(weights)[key])
 
 
 def _of_class(each: LabelMetrics, k: int) -> Statistic:

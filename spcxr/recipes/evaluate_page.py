@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,12 @@ from spcxr.evaluate.report import (
     write_text,
 )
 from spcxr.infer.predict import TrainedModel
+from spcxr.recipes.card import card_section
+from spcxr.recipes.cases import cases_section
 from spcxr.recipes.compare import comparison_section
 from spcxr.recipes.drift import Drift, drift_section
+from spcxr.recipes.history import curves_section
+from spcxr.recipes.inventory import summary_section
 from spcxr.recipes.leaks import Leaks, said
 from spcxr.recipes.sweep import HEADLINE, Fall, corruption_section
 from spcxr.recipes.testset import Result, Settings, TestSet
@@ -194,7 +198,9 @@ def page(models: Models, found: Sequence[Found], facts: Mapping[str, str]) -> Re
             overview(results, headline),
             *drift_part(found, headline),
             *(section for one in found for section in set_part(models, one)),
-            data_section(found),
+            data_section(trained, found),
+            *filter(None, [curves_section(trained.folder)]),
+            card_section(trained),
         ],
         provenance=facts,
         limitations=[NOT_A_DEVICE, INTERVALS, *([SHIFT] if len(results) > 1 else [])],
@@ -224,28 +230,28 @@ def drift_part(found: Sequence[Found], headline: str) -> list[Section]:
 
 
 def set_part(models: Models, found: Found) -> list[Section]:
-    """One set by itself: its metrics, the other model's, and its corrupted images."""
-    made = [found.result.section]
+    """One set by itself: its metrics, the other model's, its corrupted images, single cases."""
+    trained, result = next(iter(models.values())), found.result
+    made = [result.section]
     if found.against is not None:
         one, other = (Path(name).resolve().name for name in models)
         names = (one, other) if one != other else ("the model", "the other model")
-        made.append(comparison_section(found.result, found.against, names))
+        made.append(comparison_section(result, found.against, names))
     if found.corrupted:
-        kind = next(iter(models.values())).kind
-        made.append(corruption_section(kind, found.result, found.corrupted))
+        made.append(corruption_section(trained.kind, result, found.corrupted))
+    if result.answers is not None:
+        measured = replace(result.test_set, rows=result.measured)
+        made.append(cases_section(trained, measured, result.answers.truth, result.answers.scores))
     return made
 
 
-def data_section(found: Sequence[Found]) -> Section:
+def data_section(trained: TrainedModel, found: Sequence[Found]) -> Section:
     """What each set holds, and whom of the training."""
-    rows: list[list[Cell]] = []
-    for one in found:
-        result, test_set = one.result, one.result.test_set
-        sites = sorted({str(site) for site in test_set.column("site") if site})
-        shown = ", ".join(sites[:4]) + (f" and {len(sites) - 4} more" if sites[4:] else "")
-        counts = [len(test_set.rows), result.n_rows, result.n_patients, one.given.copies]
-        rows.append([one.name, *counts, shown or "–"])
-    columns = ["set", "images", "of them measured", "patients", "copies", "sites"]
+    names = trained.names if trained.kind == "classify" else ()
+    holds = summary_section([one.result.test_set for one in found], names)
+    counts: list[list[Cell]] = [
+        [one.name, one.result.n_rows, one.result.n_patients, one.given.copies] for one in found
+    ]
     note = "Copies: images that are, pixel by pixel, an earlier one of the set."
     overlap: list[list[Cell]] = [
         [one.name, Path(model).resolve().name, said(leaks)]
@@ -253,7 +259,8 @@ def data_section(found: Sequence[Found]) -> Section:
         for model, leaks in one.given.leaks.items()
     ]
     tables = [
-        Table("Test sets", columns, rows, note),
+        *holds.tables,
+        Table("Measured", ["set", "images", "patients", "copies"], counts, note),
         Table("Patients seen in training", ["set", "model", "of its training"], overlap),
     ]
-    return Section("Data", tables=tables)
+    return replace(holds, tables=tables)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spcxr.evaluate.report import Cell, Section, Table
-from spcxr.recipes.measure import TestSet
+from spcxr.recipes.testset import TestSet
 
 Array = NDArray[Any]
 

@@ -17,7 +17,7 @@ from spcxr.evaluate.corruptions import CORRUPTIONS, corrupt
 from spcxr.evaluate.intervals import Interval, Statistic, bootstrap_all
 from spcxr.evaluate.ranking import Ranking, like
 from spcxr.evaluate.report import Cell, Section, Table
-from spcxr.evaluate.summary import _mean_of_known
+from spcxr.evaluate.summary import mean_of_known
 from spcxr.infer.predict import TrainedModel
 from spcxr.recipes.measure import predict
 from spcxr.recipes.operating import operating_point
@@ -110,7 +110,7 @@ def headline(answers: Answers | None, found: Array) -> Statistic:
 
     def mean(weights: Array) -> Array:
         found = np.stack([ranking.steps(weights).auroc() for ranking in rankings], -1)
-        return _mean_of_known(like(found, weights))
+        return mean_of_known(like(found, weights))
 
     return Kept(mean)
 
