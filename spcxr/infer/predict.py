@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.models.decoder import Segmenter, UNETRDecoder
-from spcxr.models.heads import ClassificationHead, Classifier
+from spcxr.models.heads import Classifier
+from spcxr.models.neighbours import class_head
 from spcxr.models.weights import load_model_folder
 from spcxr.ops.crop_resize import crop_resize
 from spcxr.train.device import Compute
@@ -73,7 +74,7 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     if task.get("kind") == "classify":
         names = tuple(task["labels"])
         classifier = Classifier(
-            encoder, ClassificationHead(width=encoder.width, classes=len(names))
+            encoder, class_head(task, width=encoder.width, state=loaded.head_state)
         )
         head: nn.Module = classifier.head
         model: Classifier | Segmenter = classifier

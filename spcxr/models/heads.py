@@ -74,7 +74,11 @@ class ClassificationHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Normed tokens ``[B, 1 + N, D]``, cls first -> logits ``[B, K]``."""
-        return self.fc((self.features(tokens) - self.mean) / self.deviation)
+        return self.of_features(self.features(tokens))
+
+    def of_features(self, features: Tensor) -> Tensor:
+        """Features ``[B, 2D]``, not yet standardised -> logits ``[B, K]``."""
+        return self.fc((features - self.mean) / self.deviation)
 
 
 class Features(nn.Module):
@@ -103,7 +107,7 @@ class Classifier(nn.Module):
     torch.Size([2, 3])
     """
 
-    def __init__(self, encoder: VisionTransformer, head: ClassificationHead) -> None:
+    def __init__(self, encoder: VisionTransformer, head: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head

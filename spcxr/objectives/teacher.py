@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from spcxr.models.averages import follow as average
 from spcxr.models.heads import ReconstructionHead
 from spcxr.models.over_ranks import BatchNormOverRanks
 from spcxr.models.vit import VisionTransformer
@@ -48,16 +49,10 @@ class Teacher(nn.Module):
         (tokens,) = self.encoder.outputs_of(embedded, [self.encoder.depth - 1])
         return self.encoder.norm(tokens)
 
-    @torch.no_grad()
     def follow(self, encoder: VisionTransformer, head: nn.Module, momentum: float) -> None:
         """Move the weights ``1 - momentum`` of the way to the student's; its buffers are copied."""
-        pairs = ((self.encoder, encoder), (self.head, head))
-        own: list[Tensor] = [p for mine, _ in pairs for p in mine.parameters()]
-        theirs: list[Tensor] = [p for _, student in pairs for p in student.parameters()]
-        torch._foreach_lerp_(own, theirs, 1.0 - momentum)
-        for mine, student in pairs:
-            for kept, seen in zip(mine.buffers(), student.buffers(), strict=True):
-                kept.copy_(seen)
+        average(self.encoder, encoder, momentum)
+        average(self.head, head, momentum)
 
 
 class TaughtGMML(GMML):

@@ -22,7 +22,7 @@ from spcxr.errors import SpcxrError
 from spcxr.ops.checks import traced
 
 # A number, once given, stays: reusing one would repeat another stream's randomness.
-STREAMS = {"groups": 1, "crop": 2, "noise": 3, "kind": 4, "depth": 5, "shuffle": 6}
+STREAMS = {"groups": 1, "crop": 2, "noise": 3, "kind": 4, "depth": 5, "shuffle": 6, "label": 7}
 MAX_VIEWS = 256
 MAX_IMAGE_ID = 2**48
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from spcxr.models.vit import VIT_SIZES, VisionTransformer, build_vit
 from spcxr.models.weights import load_encoder_weights, load_model_folder
 from spcxr.recipes.images import open_images
 from spcxr.train.augment import Augmentation
+from spcxr.train.distributed import World
 
 SCRATCH = "scratch"
 Rows = NDArray[np.int64]
@@ -71,6 +74,9 @@ class FinetuneConfig(Config):
     )
     weight_decay: float = setting(0.05, "AdamW's", low=0.0)
     clip: float = setting(3.0, "largest gradient norm", low=0.0)
+    ema: float = setting(
+        0.0, "decay of a moving average of all weights, judged and exported; 0: none", low=0.0
+    )
     drop_path: float = setting(0.1, "stochastic depth of the last block", low=0.0, high=0.9)
     freeze: bool = setting(False, "keep the encoder as it is and train the head alone")
     crop_scale: tuple[float, float] = setting((0.7, 1.0), "share of the image's area kept")
@@ -89,6 +95,8 @@ class FinetuneConfig(Config):
         super().__post_init__()
         if self.label_fraction <= 0:
             raise ConfigError("label_fraction is 0; give a share of the training patients above 0")
+        if self.ema >= 1:
+            raise ConfigError(f"ema is {self.ema:g}: it would never move; give less than 1")
         if self.freeze and self.init == SCRATCH:
             raise ConfigError("freeze with init scratch trains on random features; give an --init")
         if not self.train_splits or not self.val_splits:
@@ -188,11 +196,20 @@ class Start:
     origin: str
 
 
-def begin(config: FinetuneConfig, folder: Path) -> Start:
+def begin(
+    config: FinetuneConfig, folder: Path, world: World | None = None, place: Path | None = None
+) -> Start:
     """Open the images (prepare them into ``RUN/store`` if need be) and build the encoder.
 
     An init brings its size, its patches, its preprocessing and the mean and std its pixels were
     normalised by; weights of another library bring nothing else, and ``scratch`` nothing at all.
+
+    Parameters
+    ----------
+    world
+        the processes that train together, the first of which prepares; none: this one alone.
+    place
+        where to prepare the images instead of ``RUN/store``.
 
     Raises
     ------
@@ -201,15 +218,18 @@ def begin(config: FinetuneConfig, folder: Path) -> Start:
         named by ``--model`` or ``--patch-px``.
     """
     torch.manual_seed(config.seed)
+    place, first = place or folder / "store", (world or World(torch.device("cpu"))).once
     if config.init == SCRATCH or is_foreign(config.init):
-        return _begin_plain(config, folder)
+        return _begin_plain(config, place, first)
     found = load_model_folder(config.init)
     given, wanted = found.encoder, found.config["preprocess"]
     _refuse_other_shape(config, given)
     image_px = config.image_px or given.image_px
-    store = open_images(
-        config.data, folder / "store", size_px=_side(image_px), wanted=wanted, init=config.init
+    size = _side(image_px)
+    opened = partial(
+        open_images, config.data, place, size_px=size, wanted=wanted, init=config.init
     )
+    store = Store.open(first(lambda: str(opened().path)))
     encoder = VisionTransformer(
         image_px=image_px,
         patch_px=given.patch_px,
@@ -226,9 +246,12 @@ def begin(config: FinetuneConfig, folder: Path) -> Start:
     return Start(store, encoder, normalisation, f"encoder from {config.init}: {report}")
 
 
-def _begin_plain(config: FinetuneConfig, folder: Path) -> Start:
+def _begin_plain(
+    config: FinetuneConfig, place: Path, first: Callable[[Callable[[], str]], str]
+) -> Start:
     """From fresh weights, or those of a file that says nothing of its images."""
-    store = open_images(config.data, folder / "store", size_px=config.image_px or 224)
+    opened = partial(open_images, config.data, place, size_px=config.image_px or 224)
+    store = Store.open(first(lambda: str(opened().path)))
     encoder = build_vit(
         config.model or "vit_small",
         image_px=config.image_px or store.preprocess.size_px,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,28 +15,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
-from spcxr.evaluate.report import PHANTOMS, write_json, write_text
 from spcxr.infer.predict import Normalisation, network_input
-from spcxr.models.weights import save_model_folder
-from spcxr.ops.philox import uniform
+from spcxr.models.averages import follow
+from spcxr.ops.philox import fold_in, uniform
 from spcxr.recipes.finetune import Cohort, FinetuneConfig, Rows, Start
-from spcxr.recipes.images import phantoms_among
 from spcxr.train.augment import DRAWS, Warps, plan, warp_images
 from spcxr.train.batches import epoch_batches, prefetch, seed_step
 from spcxr.train.checkpoint import Checkpoints, Position, load_checkpoint
-from spcxr.train.device import Compute, pick_device, pick_precision, why_not_bf16
+from spcxr.train.device import Compute, pick_precision, why_not_bf16
+from spcxr.train.distributed import World
 from spcxr.train.guard import note_bad_step, refuse_endless_bad_steps
 from spcxr.train.interrupt import Signals, watch_signals
-from spcxr.train.journal import Journal
-from spcxr.train.model_card import write_model_card
+from spcxr.train.journal import Journal, Silent
 from spcxr.train.optim import build_adamw, set_rates, take_step
+from spcxr.train.parallel import spread
 from spcxr.train.schedule import cosine
 
 SAVE_EVERY_S = 60.0
 
 # --- the loop -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The rows of a batch, ``(B,)``, the epoch, and the warps that their images went through."""
+
+    rows: Rows
+    epoch: int
+    warps: Warps
 
 
 class Task(Protocol):
@@ -55,8 +61,11 @@ class Task(Protocol):
     def block(self) -> dict[str, Any]:
         """The ``task`` of the exported ``config.json``, by which `load_trained` builds the head."""
 
-    def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
+    def loss(self, model: nn.Module, images: Tensor, drawn: Drawn) -> Tensor:
         """Mean loss of one batch: warped, normalised images ``[B, 1, h, w]`` on the device."""
+
+    def amount(self, rows: Rows) -> float:
+        """What ``rows`` count in the mean over a step that several processes share."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Figures of the validation rows."""
@@ -64,7 +73,12 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Course:
-    """One run, ready to be trained: what the loop needs, and the schedule."""
+    """One run, ready to be trained: what the loop needs, and the schedule.
+
+    ``stepped`` is what a step calls: the model, or what exchanges its gradients between processes.
+    ``ema`` is the moving average of the model, if there is one. ``settled`` says how a run without
+    epochs came by its head.
+    """
 
     config: FinetuneConfig
     recipe: str
@@ -74,6 +88,10 @@ class Course:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     compute: Compute
+    world: World
+    stepped: nn.Module
+    ema: nn.Module | None = None
+    settled: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> Rows:
@@ -90,9 +108,17 @@ class Course:
         """Steps of the whole run."""
         return self.config.epochs * self.steps_per_epoch
 
-    def epoch_of(self, position: Position) -> int:
-        """The epoch, counted from 1, after which the weights were best."""
-        return (position.best_step or 0) // self.steps_per_epoch
+    @property
+    def judged(self) -> nn.Module:
+        """The weights that are validated and exported."""
+        return self.model if self.ema is None else self.ema
+
+    def came_of(self, position: Position) -> Mapping[str, Any]:
+        """How the exported weights came to be: the epoch, counted from 1, that was the best."""
+        if self.settled:
+            return self.settled
+        epoch = (position.best_step or 0) // self.steps_per_epoch
+        return {"epoch": epoch, "epochs": self.config.epochs}
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: warm-up, then a cosine."""
@@ -104,6 +130,18 @@ class Course:
             warmup=round(self.config.warmup * self.steps_per_epoch),
         )
 
+    def momentum(self, step: int) -> float:
+        """Of the moving average after a step: the first ones are not held back by the start.
+
+        TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``: min(decay, (1+t)/(10+t)).
+        """
+        return min(self.config.ema, (1 + step) / (10 + step))
+
+    def share(self, rows: Rows) -> Rows:
+        """This process's part of a step's rows; one of them (it counts 0) where none is left."""
+        own: Rows = np.array_split(rows, self.world.size)[self.world.rank]
+        return own if len(own) else rows[:1]
+
 
 def set_out(
     config: FinetuneConfig,
@@ -112,10 +150,10 @@ def set_out(
     start: Start,
     cohort: Cohort,
     model: nn.Module,
+    world: World,
 ) -> Course:
     """The course of ``start``'s encoder within ``model``: put on its device, optimiser built."""
-    device = pick_device(config.device)
-    model = model.to(device)
+    model = model.to(world.device)
     start.encoder.requires_grad_(not config.freeze)
     return Course(
         config=config,
@@ -125,8 +163,30 @@ def set_out(
         cohort=cohort,
         model=model,
         optimizer=build_adamw(model, layer_decay=config.decay_per_layer),
-        compute=Compute(config.batch_size, device, pick_precision(config.precision, device)),
+        compute=Compute(
+            config.batch_size, world.device, pick_precision(config.precision, world.device)
+        ),
+        world=world,
+        stepped=model,
     )
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A course under way: what is learned, and who writes it down."""
+
+    course: Course
+    task: Task
+    checkpoints: Checkpoints
+    journal: Journal
+    signals: Signals
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint."""
+        course = self.course
+        self.checkpoints.save(
+            position, model=course.model, optimizer=course.optimizer, ema=course.ema
+        )
 
 
 def fit(course: Course, task: Task) -> Position:
@@ -135,48 +195,79 @@ def fit(course: Course, task: Task) -> Position:
     Raises
     ------
     Interrupted
-        a signal came; the work is saved and the message says how to go on.
+        a signal came, to any process; the work is saved and the message says how to go on.
     SpcxrError
         losses that stay not finite, a checkpoint of other images, or a score that never was
         defined.
     """
-    checkpoints = Checkpoints(course.folder)
+    course = replace(
+        course,
+        stepped=spread(course.model, course.world, shard=False, methods=()),
+        ema=copy.deepcopy(course.model).requires_grad_(False) if course.config.ema else None,
+    )
+    checkpoints = Checkpoints(course.folder, writes=course.world.first)
     position = _resume(course, checkpoints)
-    count = len(course.rows)
-    done = position.step * count // course.steps_per_epoch
-    total = course.config.epochs * count
-    with (
-        Journal(course.folder, step=position.step, images_done=done, images_total=total) as journal,
-        watch_signals() as signals,
-    ):
-        journal.say(f"{course.start.origin}; {count} training rows; {course.compute.precision}")
-        journal.say(task.said)
-        if why := why_not_bf16(course.config.precision, course.compute.device):
-            journal.say(why)
-        saved = time.monotonic()
+    with open_books(course, position) as journal, watch_signals() as signals:
+        introduce(course, task, journal)
+        loop, saved = Loop(course, task, checkpoints, journal, signals), time.monotonic()
         while position.step < course.steps:
-            position = _train_epoch(course, task, position, checkpoints, journal, signals)
-            position = _judge(course, task, position, journal)
+            position, stopped = _train_epoch(loop, position)
+            inside = position.step % course.steps_per_epoch
+            if not inside:
+                position = _judge(loop, position)
             finished, best = position.step == course.steps, position.best_step == position.step
             # An epoch of a few labelled images takes less time than writing a checkpoint.
-            if best or finished or signals.came or time.monotonic() - saved > SAVE_EVERY_S:
-                checkpoints.save(position, model=course.model, optimizer=course.optimizer)
+            due = time.monotonic() - saved > SAVE_EVERY_S
+            if best or finished or stopped or due:
+                loop.save(position)
                 saved = time.monotonic()
-            _stop_if_asked(course, position, signals)
+            if stopped and not finished:
+                # A rank that ends has torchrun end the others, and rank 0 may still be writing.
+                float(course.world.add_up(torch.zeros((), device=course.world.device)))
+                where = f"step {position.step} of {course.steps}"
+                signals.raise_interrupted(course.folder, course.recipe, where)
     if position.best is None:
         raise SpcxrError(
             f"{course.folder}: the validation {task.score} was never defined; check that the "
             "validation rows hold what is to be found"
         )
-    load_checkpoint(checkpoints.best, model=course.model)
+    course.world.once(lambda: "saved")  # by rank 0
+    load_checkpoint(checkpoints.best, model=course.model, ema=course.ema)
+    course.model.load_state_dict(course.judged.state_dict())
     return position
+
+
+def open_books(course: Course, position: Position) -> Journal:
+    """The journal of the run; a silent one on all ranks but the first."""
+    if not course.world.first:
+        return Silent()
+    count = len(course.rows)
+    done = position.step * count // course.steps_per_epoch
+    total = course.config.epochs * count
+    return Journal(course.folder, step=position.step, images_done=done, images_total=total)
+
+
+def introduce(course: Course, task: Task, journal: Journal) -> None:
+    """Say what is about to be learned, from what, on how many processes, how precisely."""
+    ranks = f"; {course.world.size} processes" if course.world.size > 1 else ""
+    rows = f"{len(course.rows)} training rows"
+    journal.say(f"{course.start.origin}; {rows}{ranks}; {course.compute.precision}")
+    journal.say(task.said)
+    if why := why_not_bf16(course.config.precision, course.compute.device):
+        journal.say(why)
 
 
 def _resume(course: Course, checkpoints: Checkpoints) -> Position:
     """The last checkpoint's position, or the beginning."""
-    store = course.start.store
+    store, world = course.start.store, course.world
     data = str(store.facts["content_hash"])
-    position = checkpoints.load(model=course.model, optimizer=course.optimizer)
+    position = checkpoints.load(model=course.model, optimizer=course.optimizer, ema=course.ema)
+    own = str(position.step if position else 0)
+    if world.once(lambda: own) != own:
+        raise SpcxrError(
+            f"{course.folder}: rank {world.rank} finds another checkpoint there than rank 0; give "
+            "an --out on a file system that all nodes share"
+        )
     if position is None:
         return Position(data=data)
     if position.data != data:
@@ -187,55 +278,65 @@ def _resume(course: Course, checkpoints: Checkpoints) -> Position:
     return position
 
 
-def _train_epoch(
-    course: Course,
-    task: Task,
-    position: Position,
-    checkpoints: Checkpoints,
-    journal: Journal,
-    signals: Signals,
-) -> Position:
-    """The rest of the epoch that ``position`` stands in; saves and stops when a signal came."""
-    config, store = course.config, course.start.store
+def _train_epoch(loop: Loop, position: Position) -> tuple[Position, bool]:
+    """The rest of the epoch that ``position`` stands in; less when a signal comes, to any rank."""
+    course, config = loop.course, loop.course.config
     epoch, done = divmod(position.step, course.steps_per_epoch)
     batches = epoch_batches(
         course.rows, config.batch_size, seed=config.seed, epoch=epoch, drop_last=False
-    )
-    course.model.train()
-    before = time.perf_counter()
-    for rows, pixels in prefetch(store.images, batches[done:]):
+    )[done:]
+    own = [course.share(rows) for rows in batches]
+    course.stepped.train()
+    before, stopped = time.perf_counter(), False
+    for whole, (rows, pixels) in zip(batches, prefetch(course.start.store.images, own), strict=True):
         fetched = time.perf_counter()
-        figures, taken = _train_step(course, task, position.step, rows, pixels)
+        figures, taken, stopped = _train_step(loop, position.step, (whole, rows), pixels)
         bad = 0 if taken else position.bad_in_a_row + 1
         position = replace(position, step=position.step + 1, bad_in_a_row=bad)
         refuse_endless_bad_steps(course.folder, position.step, bad)
         after = time.perf_counter()
         figures |= {"data_s": fetched - before, "step_s": after - fetched}
-        journal.record("train", position.step, figures)
-        journal.advance(len(rows), {"loss": figures["loss"]})
+        loop.journal.record("train", position.step, figures)
+        loop.journal.advance(len(whole), {"loss": figures["loss"]})
         before = after
-        if signals.came and position.step % course.steps_per_epoch:
-            checkpoints.save(position, model=course.model, optimizer=course.optimizer)
-            _stop_if_asked(course, position, signals)
-    return position
+        if stopped:
+            break
+    return position, stopped
 
 
 def _train_step(
-    course: Course, task: Task, step: int, rows: Rows, pixels: NDArray[Any]
-) -> tuple[dict[str, float], bool]:
-    """One update; figures of it, and whether it was made (it is not where it is not finite)."""
-    config, epoch = course.config, step // course.steps_per_epoch
+    loop: Loop, step: int, batch: tuple[Rows, Rows], pixels: NDArray[Any]
+) -> tuple[dict[str, float], bool, bool]:
+    """One update from all ranks' shares of a step's rows.
+
+    ``batch`` is (the step's rows, this rank's). Returns figures of the step, whether it was made
+    (it is not where it is not finite), and whether any rank was asked to stop.
+    """
+    course, (whole, rows) = loop.course, batch
+    config, world, epoch = course.config, course.world, step // course.steps_per_epoch
     rate = course.rate(step)
     set_rates(course.optimizer, lr=rate, weight_decay=config.weight_decay)
     images, warps = augmented(course, rows, pixels, epoch)
-    seed_step(config.seed, step)
+    # Each rank drops branches of its own: the one of two ranks where it drops none at all.
+    seed_step(config.seed if world.first else fold_in(config.seed, world.rank), step)
     with course.compute.autocast():
-        loss = task.loss(course.model, images, rows, warps)
+        loss = loop.task.loss(course.stepped, images, Drawn(rows, epoch, warps))
+    if world.size > 1:
+        # Gradients are means over ranks: weighed like this they are those of one large batch.
+        idle = len(whole) <= world.rank
+        own = 0.0 if idle else loop.task.amount(rows)
+        loss = loss * (own * world.size / loop.task.amount(whole))
     loss.backward()
-    made = take_step(course.optimizer, loss, clip=config.clip)
-    if not made.taken:
-        note_bad_step(course.folder, step, epoch, rows, made)
-    return {"loss": made.loss, "grad_norm": made.grad_norm, "lr": rate}, made.taken
+    wish = torch.tensor([float(loop.signals.came is not None)], device=world.device)
+    told = world.add_up(torch.cat([loss.detach().float()[None] / world.size, wish]))
+    made = take_step(course.optimizer, told[0], clip=config.clip, beside=told[1:])
+    if made.taken and course.ema is not None:
+        follow(course.ema, course.model, course.momentum(step))
+    if not made.taken and world.first:
+        note_bad_step(course.folder, step, epoch, whole, made)
+    # Alone, a signal that came since then is seen at once.
+    stopped = made.beside[0] > 0 or (world.size == 1 and loop.signals.came is not None)
+    return {"loss": made.loss, "grad_norm": made.grad_norm, "lr": rate}, made.taken, stopped
 
 
 def augmented(course: Course, rows: Rows, pixels: NDArray[Any], epoch: int) -> tuple[Tensor, Warps]:
@@ -252,106 +353,38 @@ def augmented(course: Course, rows: Rows, pixels: NDArray[Any], epoch: int) -> t
     return images.expand(-1, course.start.encoder.channels, -1, -1), warps  # 3: grey thrice
 
 
-def _judge(course: Course, task: Task, position: Position, journal: Journal) -> Position:
+def _judge(loop: Loop, position: Position) -> Position:
     """Validate after an epoch; the position knows whether it is the best so far.
 
     Of equal scores the later epoch is kept: on few validation rows AUROC soon stands at its top,
     while the loss still falls.
     """
-    figures = task.validate(course.model)
-    journal.record("val", position.step, figures)
+    course, task = loop.course, loop.task
+    figures = task.validate(course.judged)
+    loop.journal.record("val", position.step, figures)
     score, epoch = figures[task.score], position.step // course.steps_per_epoch
     better = math.isfinite(score) and (position.best is None or score >= position.best)
     said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-    journal.say(f"epoch {epoch}/{course.config.epochs}: {said}{', the best' if better else ''}")
+    best = ", the best" if better else ""
+    loop.journal.say(f"epoch {epoch}/{course.config.epochs}: {said}{best}")
     return replace(position, best=score, best_step=position.step) if better else position
 
 
-def _stop_if_asked(course: Course, position: Position, signals: Signals) -> None:
-    if signals.came and position.step < course.steps:
-        where = f"step {position.step} of {course.steps}"
-        signals.raise_interrupted(course.folder, course.recipe, where)
+# --- several processes ----------------------------------------------------------------------
 
 
-# --- the end --------------------------------------------------------------------------------
-
-
-def export(course: Course, task: Task, position: Position, head: nn.Module) -> Path:
-    """Write ``RUN/model`` and its card: encoder, head, preprocessing, and how they came to be."""
-    config, start, block = course.config, course.start, task.block
-    phantoms = phantoms_among(start.store, course.rows)
-    provenance = {
-        "recipe": course.recipe,
-        "init": config.init,
-        "data": position.data,
-        "phantoms": phantoms,
-        "training_rows": len(course.rows),
-        "epoch": course.epoch_of(position),
-        "epochs": config.epochs,
-        "validation": {task.score: position.best},
-        "seed": config.seed,
-        "precision": course.compute.precision,
-    }
-    folder = save_model_folder(
-        course.folder / "model",
-        start.encoder,
-        preprocess=start.store.preprocess.to_dict(),
-        mean=start.normalisation.mean,
-        std=start.normalisation.std,
-        task=block,
-        head=head,
-        provenance=provenance,
-    )
-    answers = block.get("labels") or block.get("structures") or []
-    facts = {
-        **provenance,
-        "preprocess": start.store.preprocess.to_dict(),
-        "metrics": "metrics.json, with intervals; for patients like those of the test rows only",
-    }
-    title = f"{course.recipe}: {', '.join(answers)}"
-    write_model_card(course.folder, title, facts, banner=PHANTOMS if phantoms else "")
-    return folder
-
-
-def write_results(
-    course: Course,
-    task: Task,
-    position: Position,
-    columns: Mapping[str, NDArray[Any]],
-    summarise: Callable[[slice], Any],
-) -> None:
-    """``predictions.csv`` and ``metrics.json``: what the best epoch's weights make of the rows.
-
-    Parameters
-    ----------
-    columns
-        what was predicted of each of the cohort's ``judged`` rows, ``(n,)`` by name.
-    summarise
-        metrics of one part of those rows.
-    """
-    cohort, store = course.cohort, course.start.store
-    write_predictions(course.folder / "predictions.csv", store, cohort.judged, columns)
-    facts = {
-        "recipe": course.recipe,
-        "task": task.said,
-        "phantoms": phantoms_among(store, cohort.judged),
-        "rows": {"train": len(cohort.train), "val": len(cohort.val), "test": len(cohort.test)},
-        "epoch": course.epoch_of(position),
-        **{name: summarise(part) for name, part in cohort.parts.items()},
-    }
-    write_json(course.folder / "metrics.json", facts)
-
-
-def write_predictions(
-    path: Path, store: Store, rows: Rows, columns: Mapping[str, NDArray[Any]]
-) -> Path:
-    """A CSV of ``path, split`` and these columns ``(n,)``, a row each; NaN is left blank."""
-    paths, splits = store.manifest.column("path"), store.manifest.column("split")
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["path", "split", *columns])
-    for place, row in enumerate(rows.tolist()):
-        values = [column[place] for column in columns.values()]
-        shown = ["" if np.isnan(value) else f"{value:.6g}" for value in values]
-        writer.writerow([paths[row], splits[row], *shown])
-    return write_text(path, text.getvalue())
+def predict_together(
+    world: World, predict: Callable[[Rows], NDArray[np.float32]], rows: Rows
+) -> NDArray[np.float32]:
+    """``predict(rows) (n, K)``, each rank its share of the rows; every rank gets it all."""
+    if world.size == 1:
+        return predict(rows)
+    places = np.array_split(np.arange(len(rows)), world.size)[world.rank]
+    found = predict(rows[places])
+    widths = torch.zeros(world.size, device=world.device)
+    widths[world.rank] = found.shape[1]
+    made = torch.zeros(len(rows), int(world.add_up(widths).max()), device=world.device)
+    if len(places):
+        made[torch.from_numpy(places)] = torch.from_numpy(found).to(world.device)
+    together: NDArray[np.float32] = world.add_up(made).cpu().numpy()
+    return together

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,7 +41,7 @@ from spcxr.train.journal import Journal, Silent, cut_records
 from spcxr.train.model_card import write_model_card
 from spcxr.train.optim import Step, set_rates, take_step
 from spcxr.train.parallel import syncing
-from spcxr.train.run_folder import FREE, open_run
+from spcxr.train.run_folder import FREE, open_run_together
 from spcxr.train.trackers import open_trackers
 
 
@@ -74,19 +73,14 @@ def run(config: PretrainConfig) -> Path:
     return folder
 
 
-@contextmanager
-def run_folder(world: World, config: PretrainConfig) -> Iterator[Path]:
-    """The run's folder, opened and locked by rank 0 alone; its refusal is everybody's."""
+def run_folder(world: World, config: PretrainConfig) -> AbstractContextManager[Path]:
+    """The run's folder, opened and locked by rank 0 alone."""
     # A step of an objective that compares images depends on how it is divided into batches.
     free = tuple(f for f in FREE if f != "accumulate" or not OBJECTIVES[config.objective].compares)
-    settings = to_dict(config)
-
-    def opened() -> str:
-        opening = open_run(config.out, settings, recipe="pretrain", resume=config.resume, free=free)
-        return str(stack.enter_context(opening))
-
-    with ExitStack() as stack:
-        yield Path(world.once(opened))
+    settings, resume = to_dict(config), config.resume
+    return open_run_together(
+        world, config.out, settings, recipe="pretrain", resume=resume, free=free
+    )
 
 
 def images_of(world: World, config: PretrainConfig, folder: Path) -> Store:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from spcxr.data.splits import is_training
 from spcxr.data.store import Store
@@ -19,16 +19,17 @@ from spcxr.errors import SpcxrError
 from spcxr.evaluate.metrics import auroc, by_class
 from spcxr.infer.predict import Normalisation, predict_classes
 from spcxr.models.heads import Features
+from spcxr.models.neighbours import neighbour_shares
 from spcxr.models.vit import VisionTransformer
+from spcxr.recipes.linear import LinearProblem
 from spcxr.recipes.targets import Matrix, Rows, keep_chosen, settle_uncertain
 from spcxr.train.device import Compute
 
 Array = NDArray[np.float64]
 
 MOST, MOST_TESTED = 2000, 1000  # images: a figure to watch, not a study
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO's (arXiv 2104.14294)
+NEIGHBOURS = 20  # DINO's (arXiv 2104.14294)
 PENALTY = 0.01  # of the linear probe's squared weights, beside the mean loss; ours
-MOST_ITERATIONS = 200
 
 
 class Probe:
@@ -178,10 +179,7 @@ def _macro(truth: Matrix, scores: Array) -> float:
 
 
 def knn_scores(train: Matrix, labels: Matrix, test: Matrix, k: int = NEIGHBOURS) -> Array:
-    """Share of each label among the nearest training rows: DINO's weighted votes.
-
-    Neighbours are the ``k`` rows (all, where fewer) of largest cosine similarity ``s`` whose label
-    is known; each votes with weight ``exp(s / 0.07)``.
+    """`neighbour_shares` of arrays: DINO's weighted votes of the ``k`` nearest.
 
     Parameters
     ----------
@@ -199,16 +197,8 @@ def knn_scores(train: Matrix, labels: Matrix, test: Matrix, k: int = NEIGHBOURS)
     >>> votes.tolist()
     [[1.0], [0.0]]
     """
-    unit = [f / np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-12) for f in (train, test)]
-    likeness = (unit[1] @ unit[0].T).astype(np.float64)
-    scores = np.empty((len(test), labels.shape[1]))
-    for column, truth in enumerate(labels.T):
-        known = np.flatnonzero(~np.isnan(truth))
-        near = likeness[:, known]
-        chosen = np.argpartition(near, -min(k, len(known)), axis=1)[:, -k:]
-        weight = np.exp((np.take_along_axis(near, chosen, 1) - 1) / TEMPERATURE)
-        scores[:, column] = (weight * truth[known][chosen]).sum(1) / weight.sum(1)
-    return scores
+    arrays = (torch.from_numpy(a) for a in (test, train, labels))
+    return neighbour_shares(*arrays, [k])[0].numpy().astype(np.float64)
 
 
 def linear_scores(train: Matrix, labels: Matrix, test: Matrix) -> Array:
@@ -224,22 +214,6 @@ def linear_scores(train: Matrix, labels: Matrix, test: Matrix) -> Array:
     """
     mean, deviation = train.mean(0, np.float64), train.std(0, np.float64)
     deviation = np.maximum(deviation, 0.1 * deviation.mean() + 1e-6)  # as the head standardises
-    x, asked = (train - mean) / deviation, (test - mean) / deviation
-    known = ~np.isnan(labels)
-    share = known / known.sum(0)  # each label's loss is a mean over its known rows
-    truth = np.nan_to_num(labels).astype(np.float64)
-
-    def loss(flat: Array) -> tuple[float, Array]:
-        weight = flat.reshape(x.shape[1] + 1, -1)
-        logits = x @ weight[:-1] + weight[-1]
-        value = (share * (np.logaddexp(0, logits) - truth * logits)).sum()
-        value += 0.5 * PENALTY * (weight[:-1] ** 2).sum()
-        slope = share * (0.5 * (1 + np.tanh(0.5 * logits)) - truth)  # of the logits
-        gradient = np.vstack([x.T @ slope + PENALTY * weight[:-1], slope.sum(0)])
-        return float(value), gradient.ravel()
-
-    start = np.zeros((x.shape[1] + 1) * labels.shape[1])
-    options = {"maxiter": MOST_ITERATIONS}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
-    weight = found.reshape(x.shape[1] + 1, -1)
-    return asked @ weight[:-1] + weight[-1]
+    x, asked = (((f - mean) / deviation).astype(np.float32) for f in (train, test))
+    weight, bias = LinearProblem(torch.from_numpy(x), labels, multilabel=True).fit(PENALTY)
+    return (asked @ weight.numpy() + bias.numpy()).astype(np.float64)

@@ -28,10 +28,13 @@ from spcxr.evaluate.summary import summarise_masks
 from spcxr.infer.predict import predict_masks
 from spcxr.models.decoder import Segmenter, UNETRDecoder
 from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of, take_fraction
-from spcxr.recipes.fitting import Course, export, fit, set_out, write_results
+from spcxr.recipes.fitting import Course, Drawn, fit, set_out
 from spcxr.recipes.masks import Figures, examples, overlaps
-from spcxr.train.augment import IGNORE, Warps, warp_masks
+from spcxr.recipes.outcome import export, write_results
+from spcxr.train.augment import IGNORE, warp_masks
 from spcxr.train.checkpoint import Position
+from spcxr.train.device import pick_device
+from spcxr.train.distributed import World
 from spcxr.train.run_folder import open_run
 
 Rows = NDArray[np.int64]
@@ -171,7 +174,8 @@ def build(
         channels=start.encoder.channels,
         base_channels=config.base_channels,
     )
-    course = set_out(config, RECIPE, folder, start, cohort, Segmenter(start.encoder, decoder))
+    model, alone = Segmenter(start.encoder, decoder), World(pick_device(config.device))
+    course = set_out(config, RECIPE, folder, start, cohort, model, alone)
     return course, Segmentation(course, config.base_channels)
 
 
@@ -197,10 +201,14 @@ class Segmentation:
             "base_channels": self.base_channels,
         }
 
-    def loss(self, model: nn.Module, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
+    def loss(self, model: nn.Module, images: Tensor, drawn: Drawn) -> Tensor:
         """The masks go through the images' own warps."""
-        masks = torch.from_numpy(self.course.start.store.masks(rows)).to(images.device)
-        return dice_and_ce(model(images), warp_masks(masks, warps, images.shape[-1]))
+        masks = torch.from_numpy(self.course.start.store.masks(drawn.rows)).to(images.device)
+        return dice_and_ce(model(images), warp_masks(masks, drawn.warps, images.shape[-1]))
+
+    def amount(self, rows: Rows) -> float:
+        """Images; Dice over a batch cannot be shared out, so there is one process."""
+        return float(len(rows))
 
     def measure(self, model: nn.Module, rows: Rows) -> tuple[Figures, Figures]:
         """Dice and IoU ``(n,)`` of each image, at the store's resolution; NaN = both empty."""

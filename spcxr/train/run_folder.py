@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
 from spcxr.errors import SpcxrError
+from spcxr.train.distributed import World
 
 # Settings that may differ when a run goes on: where it and its images are (`Position.data` tells
 # whether these are the same), where it computes, what it shows and keeps.
@@ -81,6 +82,26 @@ def open_run(
             if not _made(folder):
                 # Refused before anything was done: the corrected command may use the same place.
                 shutil.rmtree(folder)
+
+
+@contextmanager
+def open_run_together(
+    world: World,
+    out: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    recipe: str,
+    resume: str = "auto",
+    free: Sequence[str] = FREE,
+) -> Iterator[Path]:
+    """`open_run`, done and locked by rank 0 alone; its refusal is everybody's."""
+
+    def opened() -> str:
+        opening = open_run(out, settings, recipe=recipe, resume=resume, free=free)
+        return str(stack.enter_context(opening))
+
+    with ExitStack() as stack:
+        yield Path(world.once(opened))
 
 
 # What a run writes before it does anything, and the stores it prepares its images into.

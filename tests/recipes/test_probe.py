@@ -9,9 +9,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from spcxr.errors import SpcxrError
 from spcxr.infer.predict import Normalisation
+from spcxr.models.neighbours import TEMPERATURE
 from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import load_model_folder
-from spcxr.recipes.probe import PENALTY, TEMPERATURE, Probe, knn_scores, linear_scores, probe
+from spcxr.recipes.probe import PENALTY, Probe, knn_scores, linear_scores, probe
 from spcxr.train.device import Compute
 
 COMPUTE = Compute(16, torch.device("cpu"), "fp32")
