@@ -1,6 +1,6 @@
 """One frozen dataclass per recipe: its flags, its ``--config`` file, its saved ``config.yaml``.
 
-Defaults < file < flags. Unknown keys are refused; every refusal names the remedy.
+Defaults < preset < file < flags. Unknown keys are refused; every refusal names the remedy.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, ClassVar, TypeVar, Union
 
 import yaml
 
@@ -53,6 +54,9 @@ class Config:
     >>> resolve(Cook, file=None, flags={"egg_count": 3})
     Cook(egg_count=3, style='fried')
     """
+
+    # Settings by the name that the field `recipe` may take: below those of file and flags.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -185,7 +189,10 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def resolve(cls: type[C], file: str | Path | None, flags: dict[str, Any]) -> C:
-    """Defaults < file < flags -> one frozen configuration. Flags that are None were not given."""
+    """Defaults < preset < file < flags -> one frozen configuration; flags of None were not given.
+
+    The preset is the one of ``cls.presets`` that file or flags name as ``recipe``.
+    """
     wanted = hints(cls)
     given = dict(read_file(file)) if file else {}
     for key in given:
@@ -194,6 +201,7 @@ def resolve(cls: type[C], file: str | Path | None, flags: dict[str, Any]) -> C:
             remedy = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(wanted)}"
             raise ConfigError(f"{file}: unknown key {key!r}; {remedy}")
     given.update({k: v for k, v in flags.items() if v is not None})
+    given = {**cls.presets.get(str(given.get("recipe")), {}), **given}
     required = {f.name for f in dataclasses.fields(cls) if f.default is MISSING}
     for name in sorted(required - given.keys()):
         raise ConfigError(

@@ -116,6 +116,11 @@ class FinetuneConfig(Config):
         )
 
     @property
+    def frozen(self) -> bool:
+        """Whether the encoder stays as it is."""
+        return self.freeze
+
+    @property
     def usual_lr(self) -> float:
         """``base_lr`` if none is given. A head alone needs larger steps than an encoder bears."""
         return 2e-3 if self.freeze else 2.5e-4
@@ -226,9 +231,7 @@ def begin(
     _refuse_other_shape(config, given)
     image_px = config.image_px or given.image_px
     size = _side(image_px)
-    opened = partial(
-        open_images, config.data, place, size_px=size, wanted=wanted, init=config.init
-    )
+    opened = partial(open_images, config.data, place, size_px=size, wanted=wanted, init=config.init)
     store = Store.open(first(lambda: str(opened().path)))
     encoder = VisionTransformer(
         image_px=image_px,
@@ -268,7 +271,7 @@ def _begin_plain(
 
 def _drop_path(config: FinetuneConfig) -> float:
     """None for a frozen encoder: it must give the same features in every epoch."""
-    return 0.0 if config.freeze else config.drop_path
+    return 0.0 if config.frozen else config.drop_path
 
 
 def _side(image_px: int | tuple[int, int]) -> int:

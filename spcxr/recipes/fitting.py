@@ -154,7 +154,7 @@ def set_out(
 ) -> Course:
     """The course of ``start``'s encoder within ``model``: put on its device, optimiser built."""
     model = model.to(world.device)
-    start.encoder.requires_grad_(not config.freeze)
+    start.encoder.requires_grad_(not config.frozen)
     return Course(
         config=config,
         recipe=recipe,
@@ -288,7 +288,9 @@ def _train_epoch(loop: Loop, position: Position) -> tuple[Position, bool]:
     own = [course.share(rows) for rows in batches]
     course.stepped.train()
     before, stopped = time.perf_counter(), False
-    for whole, (rows, pixels) in zip(batches, prefetch(course.start.store.images, own), strict=True):
+    for whole, (rows, pixels) in zip(
+        batches, prefetch(course.start.store.images, own), strict=True
+    ):
         fetched = time.perf_counter()
         figures, taken, stopped = _train_step(loop, position.step, (whole, rows), pixels)
         bad = 0 if taken else position.bad_in_a_row + 1

@@ -12,6 +12,11 @@ from spcxr.errors import SpcxrError
 Matrix = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
+# Label smoothing regularisation of uncertain labels: what they are drawn between, while training
+# (Pham et al., arXiv 1911.06475).
+SOFT = {"lsr-ones": (0.55, 0.85), "lsr-zeros": (0.0, 0.3)}
+POLICIES = ("ignore", "ones", "zeros", *SOFT)
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -42,12 +47,13 @@ class Targets:
 def settle_uncertain(matrix: Matrix, policy: str) -> Matrix:
     """Labels 1 / 0 / -1 / NaN -> 1 / 0 / NaN: -1 (uncertain) becomes unknown, 1 or 0.
 
-    The policies U-Ignore, U-Ones and U-Zeros of CheXpert (arXiv 1901.07031).
+    The policies U-Ignore, U-Ones and U-Zeros of CheXpert (arXiv 1901.07031). By those of `SOFT`
+    it is unknown too: values are drawn for the training loss alone, and nothing is judged by them.
 
     >>> settle_uncertain(np.array([[1, -1, np.nan]], np.float32), "ones").tolist()
     [[1.0, 1.0, nan]]
     """
-    value = {"ignore": np.nan, "ones": 1.0, "zeros": 0.0}[policy]
+    value = {"ones": 1.0, "zeros": 0.0}.get(policy, np.nan)
     return np.where(matrix == -1, value, matrix).astype(np.float32)
 
 
