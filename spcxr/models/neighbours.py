@@ -36,7 +36,7 @@ def neighbour_shares(
 
     Returns
     -------
-    ``[len(counts), m, K]`` float32 in [0, 1].
+    ``[len(counts), m, K]`` float64 in [0, 1].
 
     >>> features = torch.tensor([[1, 0], [0.9, 0.1], [0, 1]])
     >>> votes = neighbour_shares(features[[0, 2]], features, torch.tensor([[1.0], [1], [0]]), [1])
@@ -55,7 +55,8 @@ def _votes(likeness: Tensor, labels: Tensor, counts: Sequence[int]) -> Tensor:
     most = max(counts)
     whole = min(most if bool(known.all()) else REACH * most, len(labels))
     near, place = likeness.topk(whole, 1)
-    made = likeness.new_empty(len(counts), len(likeness), labels.shape[1])
+    sizes = (len(counts), len(likeness), labels.shape[1])
+    made = torch.empty(sizes, dtype=torch.float64, device=likeness.device)
     for column, (truth, there) in enumerate(zip(labels.T, known.T, strict=True)):
         close, spot, counted = near, place, there[place]
         wanted = min(most, int(there.sum()))
@@ -65,7 +66,8 @@ def _votes(likeness: Tensor, labels: Tensor, counts: Sequence[int]) -> Tensor:
             spot = there.nonzero()[:, 0][spot]
             counted = there[spot]
         rank = counted.cumsum(1)
-        weight = ((close - 1) / TEMPERATURE).exp() * counted
+        # float64: of votes that differ by a factor of 10^7 the lesser one still counts.
+        weight = ((close.double() - 1) / TEMPERATURE).exp() * counted
         votes = weight * truth.nan_to_num(0.0)[spot]
         for number, k in enumerate(counts):
             used = rank <= k
@@ -124,14 +126,14 @@ class NeighbourHead(nn.Module):
 
 
 def share_logits(shares: Tensor, *, multilabel: bool) -> Tensor:
-    """Shares ``[..., K]`` -> logits whose probabilities they are.
+    """Shares ``[..., K]`` -> float32 logits whose probabilities they are.
 
     >>> share_logits(torch.tensor([[0.5, 1.0]]), multilabel=True)[0, 0].item()
     0.0
     """
     if multilabel:
-        return shares.clamp(LEAST, 1 - LEAST).logit()
-    return shares.clamp(min=LEAST).log()
+        return shares.clamp(LEAST, 1 - LEAST).logit().float()
+    return shares.clamp(min=LEAST).log().float()
 
 
 def class_head(

@@ -8,7 +8,7 @@ With ``--method linear`` or ``knn`` the encoder stays as it is, and `frozen` fit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -129,6 +129,7 @@ def run_once(world: World, config: ClassifyConfig, place: Path | None = None) ->
             logits = task.predict(course.model, task.cohort.judged)
         else:
             course, position, logits = frozen.learn(course, task)
+            task = replace(task, course=course)
         if world.first:
             export(course, task, position, course.model.get_submodule("head"))
             report(course, task, position, logits)
@@ -191,6 +192,7 @@ class Classification:
             "labels": list(targets.names),
             "multilabel": targets.multilabel,
             "method": self.config.method,
+            **self.course.settled,
         }
 
     def loss(self, model: nn.Module, images: Tensor, drawn: Drawn) -> Tensor:

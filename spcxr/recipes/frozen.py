@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,10 +126,15 @@ def linear_heads(course: Course, task: Classification, cache: Cache) -> Iterator
     for penalty in PENALTIES:
         weight, bias = problem.fit(penalty, start)
         start = problem.solution
-        head = ClassificationHead(width=width, classes=len(targets.names))
-        state = {"mean": usual.mean, "deviation": usual.deviation}
-        head.load_state_dict(state | {"fc.weight": weight.T.contiguous(), "fc.bias": bias})
-        yield Candidate(penalty, _logits(course, head, cache.judged), lambda head=head: head)
+        state = {"fc.weight": weight.T.contiguous(), "fc.bias": bias}
+        head = partial(_usual, width, state | {"mean": usual.mean, "deviation": usual.deviation})
+        yield Candidate(penalty, _logits(course, head(), cache.judged), head)
+
+
+def _usual(width: int, state: dict[str, Tensor]) -> ClassificationHead:
+    made = ClassificationHead(width=width, classes=len(state["fc.bias"]))
+    made.load_state_dict(state)
+    return made
 
 
 @torch.inference_mode()
@@ -148,7 +154,8 @@ def neighbour_heads(course: Course, task: Classification, cache: Cache) -> Itera
     train, values = torch.from_numpy(cache.train), torch.from_numpy(targets.values[course.rows])
     counts = [k for k in NEIGHBOURS if k <= len(train)] or [len(train)]
     queries = torch.from_numpy(cache.judged)
-    shares = neighbour_shares(*(t.to(device) for t in (queries, train, values)), counts).cpu()
+    there = (queries.to(device), train.to(device), values.to(device))
+    shares = neighbour_shares(there[0], there[1], there[2], counts).cpu()
 
     def head(k: int) -> nn.Module:
         sizes: dict[str, Any] = {"rows": len(train), "classes": len(targets.names), "k": k}
@@ -159,4 +166,4 @@ def neighbour_heads(course: Course, task: Classification, cache: Cache) -> Itera
 
     for k, share in zip(counts, shares, strict=True):
         logits = share_logits(share, multilabel=targets.multilabel).numpy()
-        yield Candidate(k, logits, lambda k=k: head(k))
+        yield Candidate(k, logits, partial(head, k))

@@ -197,8 +197,8 @@ def knn_scores(train: Matrix, labels: Matrix, test: Matrix, k: int = NEIGHBOURS)
     >>> votes.tolist()
     [[1.0], [0.0]]
     """
-    arrays = (torch.from_numpy(a) for a in (test, train, labels))
-    return neighbour_shares(*arrays, [k])[0].numpy().astype(np.float64)
+    queries, features, known = map(torch.from_numpy, (test, train, labels))
+    return neighbour_shares(queries, features, known, [k])[0].numpy()
 
 
 def linear_scores(train: Matrix, labels: Matrix, test: Matrix) -> Array:

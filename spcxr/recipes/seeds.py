@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 
 from spcxr.config import to_dict
@@ -49,7 +49,7 @@ def run_seeds(
             summary = summarise(found)
             facts = {"seeds": config.seeds, "first_seed": config.seed, "same_init": same(config)}
             write_json(folder / "summary.json", facts | summary)
-            click.echo(table(summary, config.seeds), err=True)
+            print(table(summary, config.seeds), file=sys.stderr)
     return folder
 
 

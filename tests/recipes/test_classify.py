@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from labelled_runs import config, findings, one_label, three_classes, train_losses
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -19,29 +20,6 @@ from spcxr.recipes import fitting
 from spcxr.recipes.classify import ClassifyConfig, run
 from spcxr.train import device
 from spcxr.train.device import Compute
-from spcxr.train.journal import read_records
-
-
-def one_label(there):
-    return {"label": ["square" if t else "empty" for t in there]}
-
-
-def findings(there):
-    """Two findings that hold together with the square, some unknown, some uncertain."""
-    first = ["1" if t else "0" for t in there]
-    second = ["1" if t else "0" for t in there]
-    first[0], first[8], second[1], second[16] = "", "-1", "", "-1"
-    return {"nodule": first, "mass": second}
-
-
-def config(store, init, out, **settings):
-    made = {"epochs": 3, "batch_size": 8, "device": "cpu", "precision": "fp32"} | settings
-    return ClassifyConfig(data=str(store.path), init=str(init), out=str(out), **made)
-
-
-def train_losses(folder):
-    return [r["loss"] for r in read_records(folder) if r["kind"] == "train"]
-
 
 # --- whole runs -----------------------------------------------------------------------------
 
@@ -96,11 +74,6 @@ def test_several_findings_with_unknown_and_uncertain_ones(make_store, tiny_init,
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
     ones = run(config(store, tiny_init, tmp_path / "ones", uncertain="ones", **settings))
     assert train_losses(ones) != losses
-
-
-def three_classes(there):
-    """Empty, square, and every fifth row of a third class."""
-    return {"label": ["other" if i % 5 == 4 else "ab"[int(t)] for i, t in enumerate(there)]}
 
 
 @pytest.mark.parametrize(

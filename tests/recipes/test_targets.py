@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from spcxr.recipes.classify import masked_bce, one_of_many
 from spcxr.recipes.finetune import take_fraction
+from spcxr.recipes.losses import masked_bce, one_of_many
 from spcxr.recipes.targets import class_weights, is_one_of_many, settle_uncertain
 
 NAN = float("nan")

@@ -1,0 +1,30 @@
+"""Label columns of a tiny store, and the settings of a run on it, that several tests share."""
+
+from spcxr.recipes.classify import ClassifyConfig
+from spcxr.train.journal import read_records
+
+
+def one_label(there):
+    return {"label": ["square" if t else "empty" for t in there]}
+
+
+def findings(there):
+    """Two findings that hold together with the square, some unknown, some uncertain."""
+    first = ["1" if t else "0" for t in there]
+    second = ["1" if t else "0" for t in there]
+    first[0], first[8], second[1], second[16] = "", "-1", "", "-1"
+    return {"nodule": first, "mass": second}
+
+
+def config(store, init, out, **settings):
+    made = {"epochs": 3, "batch_size": 8, "device": "cpu", "precision": "fp32"} | settings
+    return ClassifyConfig(data=str(store.path), init=str(init), out=str(out), **made)
+
+
+def train_losses(folder):
+    return [r["loss"] for r in read_records(folder) if r["kind"] == "train"]
+
+
+def three_classes(there):
+    """Empty, square, and every fifth row of a third class."""
+    return {"label": ["other" if i % 5 == 4 else "ab"[int(t)] for i, t in enumerate(there)]}
