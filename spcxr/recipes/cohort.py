@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,7 +86,12 @@ def choose_cohort(config: ClassifyConfig, store: Store) -> Labelled:
         values[rows] = keep_chosen(values[rows], settle_uncertain(every, config.uncertain))
     whole = Targets(tuple(names), False, values)
     soft = raw == -1 if config.uncertain in SOFT else np.zeros((0, 0), np.bool_)
-    train, val, test = (_labelled_rows(whole, store, *chosen) for chosen in config.splits)
+    # Of a row with soft labels alone something can be learned, but nothing judged.
+    taught = replace(whole, values=np.where(soft, 0.5, values)) if soft.size else whole
+    train, val, test = (
+        _labelled_rows(part, store, *chosen)
+        for part, chosen in zip((taught, whole, whole), config.splits, strict=True)
+    )
     used = values[np.concatenate([train, val, test])]
     targets = Targets(tuple(names), _is_multilabel(config, used, store), values)
     train = _some(config, store, targets, train)

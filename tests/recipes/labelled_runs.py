@@ -1,5 +1,8 @@
 """Label columns of a tiny store, and the settings of a run on it, that several tests share."""
 
+import numpy as np
+from PIL import Image
+
 from spcxr.recipes.classify import ClassifyConfig
 from spcxr.train.journal import read_records
 
@@ -28,3 +31,16 @@ def train_losses(folder):
 def three_classes(there):
     """Empty, square, and every fifth row of a third class."""
     return {"label": ["other" if i % 5 == 4 else "ab"[int(t)] for i, t in enumerate(there)]}
+
+
+def write_table(folder):
+    """Twelve radiographs and a manifest of them; its path."""
+    rng = np.random.default_rng(0)
+    lines = ["path,split,label"]
+    for i in range(12):
+        pixels = rng.integers(0, 255, (40, 50)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{('train', 'val', 'test')[i % 3]},{'ab'[i // 3 % 2]}")
+    table = folder / "labels.csv"
+    table.write_text("\n".join(lines))
+    return table

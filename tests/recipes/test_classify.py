@@ -7,8 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from labelled_runs import config, findings, one_label, three_classes, train_losses
-from PIL import Image
+from labelled_runs import config, findings, one_label, three_classes, train_losses, write_table
 from safetensors.numpy import load_file
 
 from spcxr.config import ConfigError
@@ -173,19 +172,6 @@ def test_from_scratch_and_from_a_bare_file(make_store, tmp_path):
     assert "mae.pth, normalised by the store's mean and std: matched 150, missing none" in (
         (third / "train.log").read_text()
     )
-
-
-def write_table(folder):
-    """Twelve radiographs and a manifest of them; its path."""
-    rng = np.random.default_rng(0)
-    lines = ["path,split,label"]
-    for i in range(12):
-        pixels = rng.integers(0, 255, (40, 50)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        lines.append(f"{i}.png,{('train', 'val', 'test')[i % 3]},{'ab'[i // 3 % 2]}")
-    table = folder / "labels.csv"
-    table.write_text("\n".join(lines))
-    return table
 
 
 def test_a_mistyped_label_can_be_put_right_and_the_images_are_kept(tiny_init, tmp_path):

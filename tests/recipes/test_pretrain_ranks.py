@@ -1,17 +1,14 @@
 """Pretraining on two processes: the losses of one, resumed on another number, one that dies."""
 
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import end, launch
 
 from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
@@ -19,7 +16,6 @@ from spcxr.data.store import StoreWriter
 from spcxr.models.weights import load_model_folder
 from spcxr.train.journal import read_records
 
-ROOT = Path(__file__).resolve().parents[2]
 CODE = (
     "import spcxr.models.vit as v; v.VIT_SIZES['vit_tiny'] = v.ViTSize(24, 4, 3);"
     "from spcxr.cli import train; train()"
@@ -48,12 +44,6 @@ BROKEN = (
 )
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start(store, out, *, ranks=1, slurm=False, first="", **flags):
     """The processes of a run, as torchrun or srun would start them."""
     given = FLAGS | {name.replace("_", "-"): value for name, value in flags.items()}
@@ -67,46 +57,7 @@ def start(store, out, *, ranks=1, slurm=False, first="", **flags):
         f"--out={out}",
         *words,
     ]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MASTER_"))}
-    port, made = str(free_port()), []
-    for rank in range(ranks):
-        if ranks == 1:
-            env = {}
-        elif slurm:
-            env = {
-                "SLURM_PROCID": str(rank),
-                "SLURM_LOCALID": str(rank),
-                "SLURM_STEP_NUM_TASKS": str(ranks),
-                "SLURM_JOB_NODELIST": "localhost",
-                "SLURM_JOB_ID": "7",
-                "MASTER_PORT": port,
-            }
-        else:
-            env = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            }
-        made.append(
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**clean, "OMP_NUM_THREADS": "1", **env},
-                stderr=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return made
-
-
-def end(processes, code=0, limit_s=120):
-    """What they said, once all have ended with this code."""
-    said = [process.communicate(timeout=limit_s)[1] for process in processes]
-    assert [process.returncode for process in processes] == [code] * len(processes), said
-    return said
+    return launch(command, ranks=ranks, slurm=slurm)
 
 
 def figures(folder, kind="train"):
