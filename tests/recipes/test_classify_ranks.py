@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from spcxr.train.journal import read_records
 
+pytestmark = pytest.mark.slow
 CODE = "from spcxr.cli import train; train()"
 # 17 rows to learn from in batches of 8: the last step has one, and so none for the second rank.
 SPLITS = (["train"] + ["val", "test"] * 3 + ["train"]) * 8 + ["train"]
@@ -34,8 +35,8 @@ def figures(folder, kind="train", name="loss"):
     ("columns", "flags"),
     [
         (findings, {"class_weights": "auto", "uncertain": "lsr-ones", "ema": 0.5}),
-        pytest.param(one_label, {"class_weights": "auto"}, marks=pytest.mark.slow),
-        pytest.param(findings, {"method": "linear"}, marks=pytest.mark.slow),
+        (one_label, {"class_weights": "auto"}),
+        (findings, {"method": "linear"}),
     ],
 )
 def test_two_processes_give_the_weights_of_one(columns, flags, make_store, tiny_init, tmp_path):
@@ -61,7 +62,6 @@ def test_two_processes_give_the_weights_of_one(columns, flags, make_store, tiny_
     assert made[0] == made[1]
 
 
-@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(make_store, tiny_init, tmp_path):
     store = make_store(one_label, count=65, splits=SPLITS)
     end(start(store, tiny_init, tmp_path / "whole", ranks=1, epochs=40))
@@ -82,7 +82,6 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(make_store, tiny
     assert losses[1] == pytest.approx(losses[0], rel=2e-2, abs=2e-3)
 
 
-@pytest.mark.slow
 def test_what_rank_0_refuses_all_refuse(make_store, tiny_init, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("")
