@@ -14,7 +14,7 @@ from spcxr.models.heads import ClassificationHead
 TEMPERATURE = 0.07  # DINO's (arXiv 2104.14294)
 LEAST = 1e-6  # a share is moved this far from 0 and 1, so that its logit is finite
 AT_ONCE = 2**25  # cosines at a time: 128 MiB
-REACH = 4  # times as many neighbours as wanted are looked at, for labels that some do not know
+REACH = 2  # times as many neighbours as wanted are looked at, for labels that some do not know
 
 
 def neighbour_shares(

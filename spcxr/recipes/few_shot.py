@@ -36,7 +36,7 @@ def take_per_class(
 
     >>> who, values = np.array(["a", "b", "c", "d"]), np.eye(2, dtype=np.float32)[[0, 0, 1, 1]]
     >>> two = Targets(("tb", "healthy"), False, values)
-    >>> take_per_class(who, two, values, 1, seed=0).sum()
+    >>> int(take_per_class(who, two, values, 1, seed=0).sum())
     2
     >>> take_per_class(who, two, values, 3, seed=0)
     Traceback (most recent call last):

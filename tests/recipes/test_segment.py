@@ -17,7 +17,7 @@ from spcxr.evaluate.metrics import dice
 from spcxr.infer.predict import load_trained, predict_masks
 from spcxr.recipes import fitting
 from spcxr.recipes.finetune import begin
-from spcxr.recipes.fitting import augmented
+from spcxr.recipes.fitting import Drawn, augmented
 from spcxr.recipes.segment import SegmentConfig, build, choose_cohort, dice_and_ce, run
 from spcxr.train import device
 from spcxr.train.augment import rest
@@ -77,8 +77,8 @@ def test_masks_go_through_the_warps_of_their_images(make_store, tiny_init, tmp_p
     start = begin(settings, tmp_path)
     course, task = build(settings, tmp_path, start, choose_cohort(settings, start.store))
     images, warps = augmented(course, course.rows, start.store.images(course.rows), epoch=0)
-    together = task.loss(Brightness(), images, course.rows, warps)
-    apart = task.loss(Brightness(), images, course.rows, rest(len(course.rows)))
+    together = task.loss(Brightness(), images, Drawn(course.rows, 0, warps))
+    apart = task.loss(Brightness(), images, Drawn(course.rows, 0, rest(len(course.rows))))
     assert together < 0.2 * apart
 
 
