@@ -204,6 +204,19 @@ def test_why_fp32_was_chosen_stands_in_the_log(make_store, tiny_init, tmp_path, 
     assert "only emulates bf16" in (folder / "train.log").read_text()
 
 
+def test_a_class_absent_in_the_test_rows_is_left_out_by_name(make_store, tiny_init, tmp_path):
+    def columns(there):
+        rare = {0, 2, 8, 10, 16, 18}  # rows to learn from, and to choose by
+        return {"label": ["c" if i in rare else "ab"[int(t)] for i, t in enumerate(there)]}
+
+    folder = run(config(make_store(columns), tiny_init, tmp_path / "run", epochs=1))
+    facts = json.loads((folder / "metrics.json").read_text())
+    assert facts["test"]["left_out"] == ["c"]
+    assert facts["test"]["by_class"]["c"]["auroc"]["value"] is None
+    assert facts["validation"]["left_out"] == []
+    assert facts["test"]["overall"]["macro_auroc"]["value"] is not None
+
+
 # --- what is refused ------------------------------------------------------------------------
 
 
@@ -216,6 +229,13 @@ BAD = {
     "unknown label": (one_label, {"labels": ("fog",)}, "no label 'fog'"),
     "all blank": (squares_but([*[""] * 63, "1"]), {}, "other blank in all rows; choose"),
     "one class only": (squares_but(["0"] * 64), {}, r"other the same .*--labels square"),
+    "class absent in training": (
+        lambda there: {
+            "label": ["c" if i % 4 == 2 and t else "ab"[int(t)] for i, t in enumerate(there)]
+        },
+        {},
+        r"c the same in all known rows; choose --labels a,b",
+    ),
     "blank split": (
         lambda there: {"square": ["01"[i // 4 % 2] if i % 4 < 2 else "" for i in range(64)]},
         {},
