@@ -14,9 +14,10 @@ from spcxr.infer.predict import load_trained, predict_classes, probabilities
 from spcxr.models.heads import Features
 from spcxr.models.neighbours import TEMPERATURE, neighbour_shares
 from spcxr.models.weights import load_model_folder
-from spcxr.recipes import frozen
-from spcxr.recipes.classify import run
+from spcxr.recipes import frozen, prepare
+from spcxr.recipes.classify import ClassifyConfig, run
 from spcxr.recipes.linear import LinearProblem
+from spcxr.recipes.prepare import PrepareConfig
 from spcxr.recipes.targets import class_weights
 from spcxr.train.device import Compute
 from spcxr.train.journal import read_records
@@ -149,3 +150,29 @@ def test_neighbours_are_scikit_learns_however_few_know_a_label(known_share):
             ).fit(x[known], values[known, k] == 1)
             shares = dict(zip(model.classes_, model.predict_proba(asked).T, strict=True))
             assert np.allclose(found[number, :, k], shares[True], atol=1e-4)
+
+
+# --- real radiographs -----------------------------------------------------------------------
+
+
+@pytest.mark.shared
+def test_on_real_radiographs(shared_data, tiny_init, tmp_path):
+    """Untrained features at 32 px tell where an image comes from: far above chance."""
+    with (shared_data / "cls_manifest.csv").open(newline="", encoding="utf-8-sig") as stream:
+        rows = [r for r in csv.DictReader(stream) if r["split"] != "extra_train"][::4]
+    table = tmp_path / "cls.csv"
+    with table.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "patient_id", "split", "label"])
+        for r in rows:
+            writer.writerow([r["path"], r["patient_id"], r["split"], r["label"]])
+    place, root = str(tmp_path / "store"), str(shared_data)
+    store = prepare.run(PrepareConfig(sources=(str(table),), out=place, size_px=32, root=root))
+    settings = {"data": str(store), "init": str(tiny_init), "device": "cpu", "method": "linear"}
+    out = tmp_path / "runs"
+    folder = run(ClassifyConfig(**settings, out=str(out), labels_per_class=20, seeds=2))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["test"]["macro_auroc"]["low"] > 0.6
+    trained = load_trained(folder / "seed-0")
+    assert trained.names == ("covid", "normal", "pneumonia")
+    assert trained.config["provenance"]["training_rows"] >= 60
