@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spcxr.recipes.classify import ClassifyConfig
 
 PARTS = ("validation", "test")
+OF_LABEL = "auroc of "
 Spread = dict[str, float]
 
 
@@ -74,7 +75,7 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Spread]]
 
 def _values(part: Mapping[str, Any]) -> dict[str, float | None]:
     overall = {name: found["value"] for name, found in part["overall"].items()}
-    labels = {f"auroc of {n}": found["auroc"]["value"] for n, found in part["by_class"].items()}
+    labels = {f"{OF_LABEL}{n}": found["auroc"]["value"] for n, found in part["by_class"].items()}
     return overall | labels
 
 
@@ -102,17 +103,20 @@ def table(summary: Mapping[str, Mapping[str, Spread]], seeds: int) -> str:
     """The overall metrics in lines of text.
 
     >>> print(table({"test": {"accuracy": spread([0.25, 0.75])}}, 2))
-    over 2 seeds              mean     sd  range
-    test accuracy            0.500  0.354  0.250 to 0.750
+    over 2 seeds    mean     sd  range
+    test accuracy  0.500  0.354  0.250 to 0.750
     """
-    lines = [f"{f'over {seeds} seeds':<24} {'mean':>5}  {'sd':>5}  range"]
-    for part, metrics in summary.items():
-        for name, found in metrics.items():
-            if name.startswith("auroc of "):
-                continue
-            n = f" (n = {found['n']})" if found["n"] != seeds else ""
-            lines.append(
-                f"{f'{part} {name}':<24} {found['mean']:>5.3f}  {found['sd']:>5.3f}  "
-                f"{found['low']:.3f} to {found['high']:.3f}{n}"
-            )
+    rows = {
+        f"{part} {name}": found
+        for part, metrics in summary.items()
+        for name, found in metrics.items()
+        if not name.startswith(OF_LABEL)
+    }
+    heading = f"over {seeds} seeds"
+    wide = max(map(len, (*rows, heading)))
+    lines = [f"{heading:<{wide}}  {'mean':>5}  {'sd':>5}  range"]
+    for name, found in rows.items():
+        n = f" (n = {found['n']})" if found["n"] != seeds else ""
+        span = f"{found['low']:.3f} to {found['high']:.3f}{n}"
+        lines.append(f"{name:<{wide}}  {found['mean']:>5.3f}  {found['sd']:>5.3f}  {span}")
     return "\n".join(lines)
