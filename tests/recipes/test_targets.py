@@ -20,6 +20,8 @@ def test_uncertain_labels_follow_the_policy():
         ("ignore", [1, 0, NAN, NAN]),
         ("ones", [1, 0, 1, NAN]),
         ("zeros", [1, 0, 0, NAN]),
+        ("lsr-ones", [1, 0, NAN, NAN]),
+        ("lsr-zeros", [1, 0, NAN, NAN]),
     ):
         np.testing.assert_array_equal(settle_uncertain(matrix, policy), [expected])
 
@@ -45,6 +47,20 @@ def test_positive_weights_multiply_positives_only():
     logits, values = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
     loss = masked_bce(logits, values, torch.tensor([3.0, 100.0]))
     assert loss.item() == pytest.approx((3 + 1) / 2 * math.log(2), rel=1e-6)
+
+
+def test_smoothed_targets_are_shared_out():
+    logits = torch.tensor([[1.0, -0.5, 2.0]])
+    one = torch.tensor([[0.0, 0.0, 1.0]])
+    shares = logits.log_softmax(1)
+    wanted = -(shares * (0.9 * one + 0.1 / 3)).sum()
+    assert one_of_many(logits, one, smoothing=0.1).item() == pytest.approx(wanted.item(), rel=1e-6)
+    several = torch.tensor([[1.0, NAN, 0.0]])
+    known = logits[:, [0, 2]]
+    target = torch.tensor([[0.95, 0.05]])
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(known, target)
+    found = masked_bce(logits, several, smoothing=0.1)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
 
 
 def test_class_weights_are_scikit_learns_balanced():
