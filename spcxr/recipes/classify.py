@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spcxr.config import ConfigError, setting, to_dict
+from spcxr.evaluate.calibration import settle_operating_point
 from spcxr.evaluate.summary import ClassSummary, summarise_classes
 from spcxr.infer.predict import predict_classes, probabilities
 from spcxr.models.heads import ClassificationHead, Classifier, Features
@@ -238,8 +239,20 @@ class Classification:
 
 
 def report(course: Course, task: Classification, position: Position, logits: Matrix) -> None:
-    """Write what the exported weights make of the validation and test rows: ``logits (n, K)``."""
+    """Write what the exported weights make of the validation and test rows: ``logits (n, K)``.
+
+    The validation rows settle the model's temperatures and thresholds; the figures written here
+    are those of its plain probabilities.
+    """
     targets, rows = task.cohort.targets, task.cohort.judged
+    part = task.cohort.parts["validation"]
+    settle_operating_point(
+        course.folder / "model",
+        targets.names,
+        logits[part],
+        targets.values[rows[part]],
+        multilabel=targets.multilabel,
+    )
     scores = probabilities(logits, multilabel=targets.multilabel)
     columns: dict[str, NDArray[Any]] = {}
     for name, truth, score in zip(targets.names, targets.values[rows].T, scores.T, strict=True):

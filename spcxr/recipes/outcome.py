@@ -18,6 +18,7 @@ from spcxr.models.weights import save_model_folder
 from spcxr.recipes.finetune import Rows
 from spcxr.recipes.fitting import Course, Task
 from spcxr.recipes.images import phantoms_among
+from spcxr.recipes.leaks import write_trained_on
 from spcxr.train.checkpoint import Position
 from spcxr.train.model_card import write_model_card
 
@@ -28,7 +29,8 @@ def finished(folder: Path) -> bool:
 
 
 def export(course: Course, task: Task, position: Position, head: nn.Module) -> Path:
-    """Write ``RUN/model`` and its card: encoder, head, preprocessing, and how they came to be."""
+    """Write ``RUN/model`` and its card: encoder, head, preprocessing, how they came to be, and
+    digests of whom they were trained on and chosen by."""
     config, start, block = course.config, course.start, task.block
     phantoms = phantoms_among(start.store, course.rows)
     provenance = {
@@ -37,6 +39,7 @@ def export(course: Course, task: Task, position: Position, head: nn.Module) -> P
         "data": position.data,
         "phantoms": phantoms,
         "training_rows": len(course.rows),
+        "training_patients": len(np.unique(start.store.manifest.patients[course.rows])),
         **course.came_of(position),
         "validation": {task.score: position.best},
         "seed": config.seed,
@@ -52,6 +55,7 @@ def export(course: Course, task: Task, position: Position, head: nn.Module) -> P
         head=head,
         provenance=provenance,
     )
+    write_trained_on(folder, start.store, course.rows, course.cohort.val)
     answers = block.get("labels") or block.get("structures") or []
     facts = {
         **provenance,
