@@ -122,7 +122,7 @@ def test_pretrain_step(timed, device, precision, objective, what, threads):
         plain_step(twin, data, precision, device),
     )
     # Loss and gradient norm, and again after an update, where AdamW's first step has turned the
-    # last digits of small gradients into whole ones (2 % of sit's norm in float32, 4 % in bfloat16).
+    # last digits of small gradients into whole ones: 2 % of sit's norm in float32, 4 in bfloat16.
     for tolerance in (5e-3, 3e-2) if precision == "fp32" else (2e-2, 6e-2):
         assert mine() == pytest.approx(plain(), rel=tolerance)
     if what == "plain (compiled)":

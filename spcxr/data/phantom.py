@@ -22,6 +22,7 @@ from spcxr.data.phantom_detector import SITES
 from spcxr.data.phantom_dicom import NOTICE, SYNTAXES, save, to_dataset
 from spcxr.data.phantom_disease import LABELS
 from spcxr.data.phantom_draw import Phantom, check_choice, draw, patient_of
+from spcxr.data.phantom_marker import choose_marker
 from spcxr.errors import SpcxrError
 
 __all__ = ["LABELS", "NOTICE", "SITES", "Phantom", "Series", "draw", "patient_of", "plan", "write"]
@@ -48,12 +49,14 @@ class Series:
     split ``drift``; those of site-a are split by patient into ``train``, ``val`` and ``test`` (60,
     15, 25 %). About ``child_ratio`` are children. ``severity``: the lowest and the highest that a
     disease may have, from 0 (hardly seen) to 1 (plain). ``compression``: ``none``, ``deflated``,
-    ``rle`` or ``jpeg2000``.
+    ``rle`` or ``jpeg2000``. ``shortcut``: with what probability a sick chest of site-a, and one of
+    site-b, has a text burned into a corner; a normal one has it with 1 less that. At .95 the text
+    nearly tells the label, at .5 nothing, at .05 the opposite (`phantom_marker`). None: no text.
 
     Raises
     ------
     SpcxrError
-        A count below 1, or an unknown compression.
+        A count below 1, an unknown compression, or a probability outside [0, 1].
 
     >>> Series(count=0)
     Traceback (most recent call last):
@@ -67,11 +70,14 @@ class Series:
     child_ratio: float = 0.25
     severity: tuple[float, float] = (0.0, 1.0)
     compression: str = "none"
+    shortcut: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_choice("compression", self.compression, tuple(SYNTAXES))
         if self.count < 1:
             raise SpcxrError(f"count {self.count}: ask for 1 phantom or more")
+        if self.shortcut is not None and not all(0 <= p <= 1 for p in self.shortcut):
+            raise SpcxrError(f"shortcut {self.shortcut}: choose probabilities from 0 to 1")
 
 
 def write(folder: str | Path, series: Series, *, workers: int = 0) -> Path:
@@ -125,12 +131,21 @@ def _write_one(folder: Path, series: Series, index: int) -> tuple[str, ...]:
         child=child,
         size_px=series.size_px,
         severity=series.severity,
+        marker=_marker(index, series, site, label),
     )
     path, mask = f"dicom/phantom-{index:05d}.dcm", f"masks/phantom-{index:05d}.png"
     save(to_dataset(phantom, str(index)), folder / path, series.compression)
     Image.fromarray(phantom.lung_mask.astype(np.uint8) * 255).save(folder / mask)
     person = (phantom.view, site, f"{phantom.age:.0f}", phantom.sex)
     return (path, phantom.patient_id, split, *person, mask, label)
+
+
+def _marker(index: int, series: Series, site: str, label: str) -> str:
+    """The text burned into image ``index``, by its site's habit; blank: none."""
+    if series.shortcut is None:
+        return ""
+    sick = series.shortcut[tuple(SITES).index(site)]
+    return choose_marker(series.seed, index, sick if label != LABELS[0] else 1 - sick)
 
 
 def plan(

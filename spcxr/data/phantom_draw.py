@@ -10,6 +10,7 @@ from spcxr.data.phantom_anatomy import Anatomy, Pose, draw_anatomy, draw_pose
 from spcxr.data.phantom_canvas import Array, Canvas, smooth_noise
 from spcxr.data.phantom_detector import SITES, Site, expose
 from spcxr.data.phantom_disease import LABELS, draw_opacity
+from spcxr.data.phantom_marker import burn_in
 from spcxr.data.phantom_organs import Organs, draw_organs
 from spcxr.data.phantom_skeleton import draw_skeleton
 from spcxr.data.phantom_vessels import draw_airways, draw_vessels
@@ -58,6 +59,7 @@ def draw(
     child: bool = False,
     size_px: int = 512,
     severity: tuple[float, float] = (0.0, 1.0),
+    marker: str = "",
 ) -> Phantom:
     """Draw image ``index`` of the series ``seed``; it depends on nothing but the arguments.
 
@@ -66,7 +68,8 @@ def draw(
     ``size_px`` is the width (64 to 2048); the height is 1.1 (site-a) or 1.2 (site-b) times that.
     ``label`` is ``normal``, ``pneumonia`` or ``covid``. Two images in four are of one patient
     (`patient_of`) and share the anatomy when ``child`` is the same for both. ``severity`` holds the
-    lowest and the highest that a disease may have, from 0 (hardly seen) to 1 (plain).
+    lowest and the highest that a disease may have, from 0 (hardly seen) to 1 (plain). ``marker``
+    is a text burned into the finished picture (`phantom_marker`).
 
     Raises
     ------
@@ -96,6 +99,8 @@ def draw(
     disease = rng.spawn(1)[0]
     opacity = draw_opacity(canvas, organs.landmarks, label, child, severity, disease)
     pixels = _radiograph(canvas, anatomy, pose, organs, opacity, look, rng)
+    if marker:
+        pixels = burn_in(pixels, marker, organs.lung_mask)
     spacing = anatomy.unit_mm / canvas.scale
     return Phantom(
         pixels,

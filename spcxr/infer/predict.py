@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
+from spcxr.infer.regions import StoredLungs, lungs_within
 from spcxr.models.decoder import Segmenter, UNETRDecoder
 from spcxr.models.heads import Classifier
 from spcxr.models.neighbours import class_head
+from spcxr.models.regions import LungFinder, LungSource, patches_touched
 from spcxr.models.weights import load_model_folder
 from spcxr.ops.crop_resize import crop_resize
 from spcxr.train.device import Compute
@@ -29,6 +31,8 @@ from spcxr.train.device import Compute
 Rows = NDArray[np.int64]
 # Grey images [B, 1, h, w] in [0, 1] and their rows -> images of the same shape and range.
 Change = Callable[[Tensor, Rows], Tensor]
+# Told the rows of each batch and the patches of them that were read, [B, Gh, Gw] bool.
+Told = Callable[[Rows, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     Raises
     ------
     SpcxrError
-        no run, a run without a task (pretraining only), or a head that does not fit.
+        no run, a run without a task (pretraining only), a head that does not fit, or a model that
+        reads the lungs alone without the one that finds them.
     """
     loaded = load_model_folder(path)
     task, encoder = loaded.config.get("task"), loaded.encoder
@@ -74,7 +79,9 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     if task.get("kind") == "classify":
         names = tuple(task["labels"])
         classifier = Classifier(
-            encoder, class_head(task, width=encoder.width, state=loaded.head_state)
+            encoder,
+            class_head(task, width=encoder.width, state=loaded.head_state),
+            _lungs(task, loaded.folder),
         )
         head: nn.Module = classifier.head
         model: Classifier | Segmenter = classifier
@@ -109,6 +116,29 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     )
 
 
+def _lungs(task: dict[str, Any], folder: Path) -> LungSource | None:
+    """How a classifier trained by ``--attend lungs`` finds them; None for one of whole images."""
+    if task.get("attend") != "lungs":
+        return None
+    return load_finder(lungs_within(folder)) if task.get("lungs_from") == "model" else StoredLungs()
+
+
+def load_finder(path: str | Path, device: torch.device | str = "cpu") -> LungFinder:
+    """The lung finder that a finished `segment` run is.
+
+    Raises
+    ------
+    SpcxrError
+        no such run, or one that does not segment lungs.
+    """
+    trained = load_trained(path, device)
+    if not isinstance(trained.model, Segmenter) or trained.names != ("lung",):
+        raise SpcxrError(
+            f"{path}: finds {', '.join(trained.names)}, not lungs; give a run of segment"
+        )
+    return LungFinder(trained.model, trained.normalisation.mean, trained.normalisation.std)
+
+
 def network_input(
     pixels: NDArray[Any] | Tensor,
     size: tuple[int, int],
@@ -139,6 +169,25 @@ def network_input(
     return (grey / white - normalisation.mean) / normalisation.std
 
 
+def patches_read(model: Any, grey: Tensor, rows: Rows, store: Store) -> Tensor | None:
+    """The patches of these rows that a model reads, ``[B, Gh, Gw]`` bool; None: all of them.
+
+    Parameters
+    ----------
+    grey
+        ``[B, 1, h, w]`` in [0, 1], at the encoder's size, changed or not.
+
+    Raises
+    ------
+    SpcxrError
+        masks that are lacking where a model reads by them.
+    """
+    lungs: LungSource | None = getattr(model, "lungs", None)
+    if lungs is None:
+        return None
+    return patches_touched(lungs.masks(grey, rows, store), model.encoder.patch_px)
+
+
 @torch.inference_mode()
 def forward_batches(
     model: nn.Module,
@@ -147,16 +196,20 @@ def forward_batches(
     normalisation: Normalisation,
     compute: Compute,
     change: Change | None = None,
+    told: Told | None = None,
 ) -> Iterator[tuple[Rows, Tensor]]:
     """Yield ``(rows of the batch, the model's output in float32 on the device)``.
 
     The model is put into eval mode for each batch and back as it was afterwards. ``change`` is
-    done to the images at the encoder's size, before they are normalised.
+    done to the images at the encoder's size, before they are normalised. A model with ``lungs``
+    is given the patches alone that touch them (`patches_touched`), as they are found in the
+    changed images; ``told`` hears which.
 
     Raises
     ------
     SpcxrError
-        an output that is not finite; the message names the store's row.
+        an output that is not finite; the message names the store's row. Masks that are lacking
+        where a model reads by them.
     """
     encoder: Any = model.encoder
     for start in range(0, len(rows), compute.batch_size):
@@ -165,13 +218,16 @@ def forward_batches(
         grey = network_input(pixels, encoder.image_px, Normalisation(0.0, 1.0), compute.device)
         if change is not None:
             grey = change(grey, batch)
-        grey = (grey - normalisation.mean) / normalisation.std
-        images = grey.expand(-1, encoder.channels, -1, -1)  # 3: grey given thrice
+        images = (grey - normalisation.mean) / normalisation.std
+        images = images.expand(-1, encoder.channels, -1, -1)  # 3: grey given thrice
         was_training = model.training
         model.eval()
         with compute.autocast():
-            output = model(images)
+            visible = patches_read(model, grey, batch, store)
+            output = model(images) if visible is None else model(images, visible)
         model.train(was_training)
+        if told is not None and visible is not None:
+            told(batch, visible)
         output = output.float()
         finite = torch.isfinite(output).flatten(1).all(1).cpu().numpy()
         if not finite.all():
@@ -190,9 +246,10 @@ def predict_classes(
     normalisation: Normalisation,
     compute: Compute,
     change: Change | None = None,
+    told: Told | None = None,
 ) -> NDArray[np.float32]:
     """Logits ``(n, K)`` float32 of a `Classifier` for ``rows`` of a store, in their order."""
-    batches = forward_batches(model, store, rows, normalisation, compute, change)
+    batches = forward_batches(model, store, rows, normalisation, compute, change, told)
     found = [output.cpu().numpy() for _, output in batches]
     return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spcxr.models.regions import LungSource
+from spcxr.models.sequences import PackedTokens
 from spcxr.models.vit import VisionTransformer
 
 
@@ -61,8 +63,11 @@ class ClassificationHead(nn.Module):
         self.register_buffer("deviation", torch.ones(2 * width))
 
     @staticmethod
-    def features(tokens: Tensor) -> Tensor:
-        """Normed tokens ``[B, 1 + N, D]``, cls first -> ``[B, 2D]``, not yet standardised."""
+    def features(tokens: Tensor | PackedTokens) -> Tensor:
+        """Normed tokens ``[B, 1 + N, D]``, cls first, or packed -> ``[B, 2D]``, not yet
+        standardised."""
+        if isinstance(tokens, PackedTokens):
+            return tokens.cls_and_mean
         return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
 
     def standardise(self, features: Tensor) -> None:
@@ -72,8 +77,8 @@ class ClassificationHead(nn.Module):
         self.mean.copy_(mean)
         self.deviation.copy_(deviation.clamp(min=0.1 * float(deviation.mean()) + 1e-6))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Normed tokens ``[B, 1 + N, D]``, cls first -> logits ``[B, K]``."""
+    def forward(self, tokens: Tensor | PackedTokens) -> Tensor:
+        """Normed tokens ``[B, 1 + N, D]``, cls first, or packed -> logits ``[B, K]``."""
         return self.of_features(self.features(tokens))
 
     def of_features(self, features: Tensor) -> Tensor:
@@ -81,37 +86,80 @@ class ClassificationHead(nn.Module):
         return self.fc((features - self.mean) / self.deviation)
 
 
+def tokens_read(
+    encoder: VisionTransformer, images: Tensor, visible: Tensor | None
+) -> Tensor | PackedTokens:
+    """Normed tokens of whole images ``[B, C, H, W]``, or packed ones of their visible patches.
+
+    >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=2, heads=3)
+    >>> corner = torch.tensor([[[True, False], [False, False]]])
+    >>> tokens_read(encoder, torch.zeros(1, 1, 32, 32), corner).tokens.shape
+    torch.Size([2, 24])
+    """
+    if visible is None:
+        return encoder.forward_features(images)
+    return encoder.encode_visible(images, visible)
+
+
 class Features(nn.Module):
     """What a head or a probe reads: images ``[B, C, H, W]`` -> concat(cls, mean patch) ``[B, 2D]``.
+
+    ``lungs`` is as in `Classifier`.
 
     >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=2, heads=3)
     >>> Features(encoder)(torch.zeros(2, 1, 32, 32)).shape
     torch.Size([2, 48])
     """
 
-    def __init__(self, encoder: VisionTransformer) -> None:
+    def __init__(self, encoder: VisionTransformer, lungs: LungSource | None = None) -> None:
         super().__init__()
         self.encoder = encoder
+        self.lungs = lungs
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` -> ``[B, 2D]``, not standardised."""
-        return ClassificationHead.features(self.encoder.forward_features(images))
+    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Images ``[B, C, H, W]``, all patches or the visible ones -> ``[B, 2D]``, not
+        standardised."""
+        return ClassificationHead.features(tokens_read(self.encoder, images, visible))
 
 
 class Classifier(nn.Module):
     """Encoder and classification head: images ``[B, C, H, W]`` -> logits ``[B, K]``.
 
+    With ``visible`` the encoder is given those patches alone and the head reads concat(cls, mean
+    of them): a patch that is left out costs nothing and tells nothing.
+
+    Parameters
+    ----------
+    lungs
+        how the prediction loop finds the lungs whose patches are to be read
+        (`spcxr.models.regions`); None: whole images. It is not asked by ``forward``.
+
     >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=2, heads=3)
     >>> model = Classifier(encoder, ClassificationHead(width=24, classes=3))
     >>> model(torch.zeros(2, 1, 32, 32)).shape
     torch.Size([2, 3])
+    >>> model(torch.zeros(1, 1, 32, 32), torch.tensor([[[True, False], [False, True]]])).shape
+    torch.Size([1, 3])
     """
 
-    def __init__(self, encoder: VisionTransformer, head: nn.Module) -> None:
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        head: nn.Module,
+        lungs: LungSource | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.lungs = lungs
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` -> logits ``[B, K]``."""
-        return self.head(self.encoder.forward_features(images))
+    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Images ``[B, C, H, W]``, all patches or the ``visible [B, Gh, Gw]`` bool ones -> logits
+        ``[B, K]``.
+
+        Raises
+        ------
+        SpcxrError
+            images that the encoder does not take, or a mask of another grid.
+        """
+        return self.head(tokens_read(self.encoder, images, visible))

@@ -67,6 +67,28 @@ class PackedTokens(NamedTuple):
         """The cls token of each image, ``[B, D]``."""
         return self.tokens[self.cu_seqlens[:-1]]
 
+    @property
+    def cls_and_mean(self) -> Tensor:
+        """Concat(cls, mean of the patches that are there) of each image, ``[B, 2D]``.
+
+        0 for the mean of no patch. Nothing is padded, no device is waited for, and the order of
+        the sums is fixed.
+
+        >>> tokens = torch.tensor([[1.0], [2.0], [4.0], [7.0], [8.0], [0.0]])
+        >>> ids, starts = torch.tensor([-1, 0, 3, -1, 2, -1]), torch.tensor([0, 3, 5])
+        >>> PackedTokens(tokens, ids.int(), starts.int()).cls_and_mean.tolist()
+        [[1.0, 3.0], [7.0, 8.0]]
+        """
+        images, rows = self.cu_seqlens.shape[0] - 1, self.tokens.shape[0]
+        counts = self.cu_seqlens.diff().long()
+        # Segments in turn: a cls token, its patches; last the rows that are padding.
+        padding = rows - self.cu_seqlens[-1:].long()
+        pairs = torch.stack([torch.ones_like(counts), counts - 1], 1).flatten()
+        lengths = torch.cat([pairs, padding])
+        # unsafe: checking that the lengths add up would wait for the device; they do.
+        means = torch.segment_reduce(self.tokens, "mean", lengths=lengths, unsafe=True, initial=0.0)
+        return means[: 2 * images].reshape(images, 2 * self.tokens.shape[1])
+
 
 def sequences_of(starts: Tensor, rows: int, most: int) -> tuple[Sequences, Tensor, Tensor]:
     """Patches packed from ``starts [B + 1]`` on, with room made for a cls token an image.
@@ -159,4 +181,7 @@ def _visible_rows(
             f"{grid[0]}x{grid[1]} patches; give bool of that grid"
         )
     kept = visible.flatten(1)
-    return rows[kept], numbers[kept], kept.sum(1)
+    # Of a mask on the CPU the places are found there: a GPU is then not waited for.
+    places = kept.flatten().nonzero()[:, 0].to(images.device)
+    counts = kept.sum(1).to(images.device)
+    return rows.flatten(0, 1)[places], numbers.flatten()[places], counts

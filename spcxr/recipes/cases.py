@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spcxr.evaluate.cases import case_pictures, pick_cases
 from spcxr.evaluate.report import Section
-from spcxr.infer.predict import Normalisation, TrainedModel, network_input
+from spcxr.infer.predict import Normalisation, TrainedModel, network_input, patches_read
 from spcxr.models.attention_maps import rollout
 from spcxr.recipes.testset import TestSet
 
@@ -50,7 +50,7 @@ def cases_section(
     n
         cases of a kind.
     visible
-        which patches a classifier of the lungs alone is shown; None: all.
+        which patches a classifier of the lungs alone is shown; None: those that it reads.
 
     Raises
     ------
@@ -82,7 +82,10 @@ def _rollout(
     pixels = test_set.store.images(rows)
     grey = network_input(pixels, encoder.image_px, Normalisation(0.0, 1.0), device)
     with torch.inference_mode():
-        seen = None if visible is None else visible(grey, rows)
+        if visible is None:
+            seen = patches_read(trained.model, grey, rows, test_set.store)
+        else:
+            seen = visible(grey, rows)
     images = (grey - normalisation.mean) / normalisation.std
     images = images.expand(-1, encoder.channels, -1, -1)  # 3: grey thrice
     return rollout(encoder, images, seen).cpu().numpy()

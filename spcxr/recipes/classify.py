@@ -23,6 +23,7 @@ from spcxr.evaluate.summary import ClassSummary, summarise_classes
 from spcxr.infer.predict import predict_classes, probabilities
 from spcxr.models.heads import ClassificationHead, Classifier, Features
 from spcxr.recipes import frozen, seeds
+from spcxr.recipes.attend import LUNGS, KnownLungs, find_lungs
 from spcxr.recipes.cohort import Labelled, choose_cohort, macro_auroc
 from spcxr.recipes.finetune import SCRATCH, FinetuneConfig, Start, begin
 from spcxr.recipes.fitting import Course, Drawn, fit, predict_together, set_out
@@ -72,11 +73,19 @@ class ClassifyConfig(FinetuneConfig):
         0, "training patients of each class to use, nested by seed; 0: all", low=0
     )
     seeds: int = setting(1, "runs with seed, seed + 1, ..., and what they differ by", low=1)
+    attend: str = setting(
+        "image", "what is read: the whole image, or the lungs' patches", choices=("image", LUNGS)
+    )
+    lungs_from: str | None = setting(
+        None, "segment run that finds the lungs; the data's masks if not given"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.labels_per_class and self.label_fraction < 1:
             raise ConfigError("give labels_per_class or label_fraction, not both")
+        if self.lungs_from is not None and self.attend != LUNGS:
+            raise ConfigError("lungs_from is given, but whole images are read; add --attend lungs")
         if self.method == "full":
             return
         if self.init == SCRATCH:
@@ -132,7 +141,9 @@ def run_once(world: World, config: ClassifyConfig, place: Path | None = None) ->
             course, position, logits = frozen.learn(course, task)
             task = replace(task, course=course)
         if world.first:
-            export(course, task, position, course.model.get_submodule("head"))
+            made = export(course, task, position, course.model.get_submodule("head"))
+            if task.lungs is not None:
+                task.lungs.export(made)
             report(course, task, position, logits)
     return folder
 
@@ -147,21 +158,26 @@ def build(
     targets = cohort.targets
     head = ClassificationHead(width=start.encoder.width, classes=len(targets.names))
     model = Classifier(start.encoder, head)
-    course = set_out(config, RECIPE, folder, start, cohort, model, world)
+    course, lungs = set_out(config, RECIPE, folder, start, cohort, model, world), None
+    if config.attend == LUNGS:
+        lungs = find_lungs(start, cohort, course.compute, config.lungs_from)
+        for made in (course.model, course.ema):
+            if made is not None:
+                made.lungs = lungs  # type: ignore[assignment]
     if config.method == "full":
-        _standardise(head, course)
+        _standardise(head, course, lungs)
     weight = None
     if config.class_weights == "auto":
         weights = class_weights(targets.values[cohort.train], multilabel=targets.multilabel)
         weight = torch.from_numpy(weights).to(course.compute.device)
-    return course, Classification(config, course, cohort, weight)
+    return course, Classification(config, course, cohort, weight, lungs)
 
 
-def _standardise(head: ClassificationHead, course: Course) -> None:
+def _standardise(head: ClassificationHead, course: Course, lungs: KnownLungs | None) -> None:
     """By the features of up to `STANDARDISED_ON` training images, spread over all of them."""
     places = np.linspace(0, len(course.rows) - 1, min(len(course.rows), STANDARDISED_ON))
     rows, start = course.rows[places.astype(np.int64)], course.start
-    model = Features(start.encoder)
+    model = Features(start.encoder, lungs)
 
     def computed(some: Rows) -> Matrix:
         return predict_classes(model, start.store, some, start.normalisation, course.compute)
@@ -177,12 +193,14 @@ class Classification:
     course: Course
     cohort: Labelled
     weight: Tensor | None
+    lungs: KnownLungs | None = None
     score: str = field(default="macro_auroc")
 
     @property
     def said(self) -> str:
-        """The settled kind of task and its labels."""
-        return self.cohort.targets.said
+        """The settled kind of task and its labels, and what is read if not whole images."""
+        said = self.cohort.targets.said
+        return said if self.lungs is None else f"{said}; {self.lungs.said}"
 
     @property
     def block(self) -> dict[str, Any]:
@@ -194,13 +212,20 @@ class Classification:
             "multilabel": targets.multilabel,
             "method": self.config.method,
             **self.course.settled,
+            **({} if self.lungs is None else self.lungs.block),
         }
 
     def loss(self, model: nn.Module, images: Tensor, drawn: Drawn) -> Tensor:
-        """Labels stay what they are, however the image is warped; soft ones are drawn anew."""
+        """Labels stay what they are, however the image is warped; soft ones are drawn anew. The
+        lungs move with the image."""
         seed = self.config.seed
         values = self.cohort.drawn(drawn.rows, seed=seed, epoch=drawn.epoch)
-        return self.between(model(images), values, smoothing=self.config.label_smoothing)
+        logits = (
+            model(images)
+            if self.lungs is None
+            else model(images, self.lungs.warped(images, drawn.rows, drawn.warps))
+        )
+        return self.between(logits, values, smoothing=self.config.label_smoothing)
 
     def between(self, logits: Tensor, values: Matrix, *, smoothing: float = 0.0) -> Tensor:
         """Loss of logits ``[B, K]`` against values ``(B, K)``, NaN = unknown."""
@@ -257,6 +282,8 @@ def report(course: Course, task: Classification, position: Position, logits: Mat
     columns: dict[str, NDArray[Any]] = {}
     for name, truth, score in zip(targets.names, targets.values[rows].T, scores.T, strict=True):
         columns |= {name: truth, f"p_{name}": score}
+    if task.lungs is not None:
+        columns["patches_read"] = task.lungs.shares(rows)  # 1: whole, for no lung was found
 
     def summarise(part: slice) -> ClassSummary:
         return summarise_classes(

@@ -70,7 +70,7 @@ def sample_features(
     rows = test_set.rows
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
     encoder = trained.model.encoder
-    model = Features(encoder).eval()
+    model = Features(encoder, getattr(trained.model, "lungs", None)).eval()
 
     def work(batch: Rows) -> Array:
         return predict_classes(model, test_set.store, batch, trained.normalisation, settings)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spcxr.infer.predict import forward_batches, probabilities
 from spcxr.models.heads import ClassificationHead, Features
 from spcxr.models.neighbours import NeighbourHead, neighbour_shares, share_logits
+from spcxr.recipes.attend import KnownLungs
 from spcxr.recipes.cohort import macro_auroc
 from spcxr.recipes.finetune import Rows
 from spcxr.recipes.fitting import Course, introduce, predict_together
@@ -70,7 +71,9 @@ def learn(course: Course, task: Classification) -> tuple[Course, Position, Matri
     best, score = None, -np.inf
     with _open_books(course) as journal:
         introduce(course, task, journal)
-        cache = Cache(*(features_of(course, r, journal) for r in (cohort.train, cohort.judged)))
+        cache = Cache(
+            *(features_of(course, r, journal, task.lungs) for r in (cohort.train, cohort.judged))
+        )
         for number, made in enumerate(tried(course, task, cache), 1):
             own = probabilities(made.logits[cohort.parts["validation"]], multilabel=multilabel)
             found = macro_auroc(values, own)
@@ -93,9 +96,11 @@ def _open_books(course: Course) -> Journal:
     return Journal(course.folder, step=0, images_done=0, images_total=images)
 
 
-def features_of(course: Course, rows: Rows, journal: Journal) -> Matrix:
+def features_of(
+    course: Course, rows: Rows, journal: Journal, lungs: KnownLungs | None = None
+) -> Matrix:
     """Concat(cls, mean patch) ``(n, 2D)`` float32 of ``rows``, each rank its share of them."""
-    start, model = course.start, Features(course.start.encoder)
+    start, model = course.start, Features(course.start.encoder, lungs)
     width = 2 * start.encoder.width
 
     def computed(some: Rows) -> Matrix:

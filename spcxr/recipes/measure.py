@@ -17,6 +17,7 @@ from spcxr.evaluate.report import Section
 from spcxr.evaluate.summary import ClassSummary, summarise_classes, usable_rows
 from spcxr.infer.predict import Change, TrainedModel, predict_classes, probabilities
 from spcxr.recipes import measure_masks
+from spcxr.recipes.attend import SharesRead, told_shares
 from spcxr.recipes.operating import OperatingPoint, operating_point
 from spcxr.recipes.testset import (
     Answers,
@@ -72,6 +73,8 @@ def predict(
 ) -> Array:
     """What the model says of `rows_to_measure`, on every process: ``(n, K)`` float64 logits.
 
+    A model that reads the lungs alone adds a last column, the share of each image that it read,
+    where nothing is changed.
     For masks ``(n, 2)``: Dice and IoU, so that no mask need be kept. ``change`` is done to the
     images first; ``name`` (the set's, if not given) is shown with the progress, ``""`` shows none.
     """
@@ -82,9 +85,13 @@ def predict(
     model, store, normalisation = trained.model, test_set.store, trained.normalisation
 
     def work(batch: Rows) -> Array:
-        return predict_classes(model, store, batch, normalisation, settings, change)
+        read = SharesRead()
+        logits = predict_classes(model, store, batch, normalisation, settings, change, read)
+        shares = read.shares if in_part else None
+        return logits if shares is None else np.column_stack([logits, shares])
 
-    return in_batches(rows, settings, name, work, len(trained.names))
+    in_part = change is None and getattr(model, "lungs", None) is not None
+    return in_batches(rows, settings, name, work, len(trained.names) + in_part)
 
 
 def judge(trained: TrainedModel, test_set: TestSet, predicted: Array, settings: Settings) -> Result:
@@ -135,8 +142,9 @@ def why_undefined(test_set: TestSet, summary: ClassSummary) -> dict[str, str]:
 
 
 def _judge_classes(
-    trained: TrainedModel, test_set: TestSet, logits: Array, settings: Settings
+    trained: TrainedModel, test_set: TestSet, predicted: Array, settings: Settings
 ) -> Result:
+    logits, read = np.split(predicted, [len(trained.names)], axis=1)
     labels, patients = true_labels(test_set, trained), test_set.patients
     point = operating_point(trained, settings.threshold)
     scores = point.scores(logits, multilabel=trained.multilabel)
@@ -182,12 +190,12 @@ def _judge_classes(
         },
         section=Section(
             test_set.name,
-            text=" ".join(_sentences(summary, len(labels), undefined, point, before)),
+            text=" ".join(_sentences(summary, len(labels), undefined, point, before, read)),
             tables=[*pages.class_tables(summary), *group_tables(groups)],
             pictures=pictures,
         ),
         rows=test_set.rows,
-        predictions=_cells(trained.names, labels, scores),
+        predictions=_cells(trained.names, labels, scores, read),
         measured=test_set.rows[usable],
         answers=Answers(trained.names, trained.multilabel, labels[usable], scores[usable]),
     )
@@ -199,8 +207,9 @@ def _sentences(
     undefined: Mapping[str, str],
     point: OperatingPoint,
     before: Mapping[str, Interval],
+    read: Array,
 ) -> Iterator[str]:
-    """What stands above the tables of a set of ``n_rows``."""
+    """What stands above the tables of a set of ``n_rows``; ``read`` as in `_cells`."""
     yield f"{summary.n_rows} labelled images of {summary.n_patients} patients."
     if left_out := n_rows - summary.n_rows:
         yield f"{left_out} images without a usable label are left out."
@@ -211,6 +220,8 @@ def _sentences(
     if before:
         said = "; ".join(f"{name} {error}" for name, error in before.items())
         yield f"{point.said} Calibration error before: {said}."
+    if read.size:
+        yield f"Read of each: the lungs' patches, {told_shares(read[:, 0])}."
 
 
 def untempered(
@@ -239,11 +250,15 @@ def untempered(
     )
 
 
-def _cells(names: tuple[str, ...], labels: Array, scores: Array) -> list[dict[str, str]]:
-    """The cells of ``predictions.csv``, one mapping an image."""
+def _cells(
+    names: tuple[str, ...], labels: Array, scores: Array, read: Array
+) -> list[dict[str, str]]:
+    """The cells of ``predictions.csv``, one mapping an image. ``read (n, 1)`` is the share of each
+    that was read; ``(n, 0)`` of a model that reads whole images."""
     return [
         {f"true {name}": number(t) for name, t in zip(names, true, strict=True)}
         # 9 digits hold a float32: rounded to fewer, near scores tie and give another AUROC.
         | {f"p {name}": f"{s:.9g}" for name, s in zip(names, score, strict=True)}
-        for true, score in zip(labels, scores, strict=True)
+        | ({"patches read": f"{shares[0]:.4g}"} if len(shares) else {})
+        for true, score, shares in zip(labels, scores, read, strict=True)
     ]

@@ -1,0 +1,114 @@
+"""Which patches of a radiograph are read: those that touch the lungs.
+
+Burned-in text, borders and labels lie outside the lungs: an encoder that is not given their patches
+cannot learn from them. What is left is also less to compute.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spcxr.models.decoder import Segmenter
+
+MARGIN = 0.25  # of a patch's side: lung so near to a patch counts as touching it
+LEAST_COVER = 0.05  # of a patch with its margin: less lung is a stray pixel
+LEAST_SHARE = 0.05  # of an image's patches: fewer are no lungs
+
+
+class LungSource(Protocol):
+    """Whatever knows where the lungs are: a model inside, or masks."""
+
+    def masks(self, grey: Tensor, rows: Any, store: Any) -> Tensor:
+        """Grey images ``[B, 1, h, w]`` in [0, 1], their rows and store -> ``[B, h, w]`` bool."""
+
+
+def patches_touched(masks: Tensor, patch_px: int) -> Tensor:
+    """Lung masks ``[B, h, w]`` bool -> the patches to read, ``[B, Gh, Gw]`` bool.
+
+    Ours: a patch is read where lung covers a twentieth of it and a quarter of a patch around it.
+    The margin keeps what lies at the lungs' edge (hila, the costophrenic angles, a consolidation
+    that a mask leaves out in part); the twentieth leaves out stray pixels. Where fewer than a
+    twentieth of the patches were left, no lung was found, and the whole image is read.
+
+    >>> masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    >>> masks[0, 20:30, 20:30] = True
+    >>> patches_touched(masks, 16).sum((1, 2)).tolist()
+    [1, 16]
+    """
+    margin = round(MARGIN * patch_px)
+    cover = F.avg_pool2d(
+        masks[:, None].float(), patch_px + 2 * margin, stride=patch_px, padding=margin
+    )
+    touched = cover[:, 0] >= LEAST_COVER
+    return touched | no_lungs(touched)[:, None, None]
+
+
+def no_lungs(touched: Tensor) -> Tensor:
+    """``[B]`` bool: images with so few patches ``[B, Gh, Gw]`` that no lung was found.
+
+    >>> no_lungs(torch.zeros(2, 4, 4, dtype=torch.bool)).tolist()
+    [True, True]
+    """
+    return touched.flatten(1).float().mean(1) < LEAST_SHARE
+
+
+def resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks ``[B, S, S]`` of any type at another size, nearest pixel.
+
+    >>> resized(torch.eye(2, dtype=torch.uint8)[None], (4, 4))[0, 1].tolist()
+    [1, 1, 0, 0]
+    """
+    if tuple(masks.shape[1:]) == size:
+        return masks
+    return F.interpolate(masks[:, None].float(), size, mode="nearest-exact")[:, 0].to(masks.dtype)
+
+
+class LungFinder(nn.Module):
+    """A segmentation model within another model: it finds the lungs in what that one is shown.
+
+    It sees the image at its own size and normalised by its own numbers, and is never trained here.
+
+    Parameters
+    ----------
+    segmenter
+        the model, whose class 1 is the lung.
+    mean, std
+        of the pixels in [0, 1] that it was trained with.
+
+    >>> from spcxr.models.decoder import UNETRDecoder
+    >>> from spcxr.models.vit import VisionTransformer
+    >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=4, heads=3)
+    >>> decoder = UNETRDecoder(width=24, patch_px=16, out_channels=2, base_channels=4)
+    >>> finder = LungFinder(Segmenter(encoder, decoder), 0.5, 0.25)
+    >>> finder.masks(torch.rand(2, 1, 48, 48)).shape
+    torch.Size([2, 48, 48])
+    """
+
+    def __init__(self, segmenter: Segmenter, mean: float, std: float) -> None:
+        super().__init__()
+        self.segmenter = segmenter.requires_grad_(False)
+        self.mean, self.std = mean, std
+        super().train(False)
+
+    def train(self, mode: bool = True) -> LungFinder:
+        """Nothing: it answers alike while the model around it is trained."""
+        del mode
+        return self
+
+    @torch.no_grad()
+    def masks(self, grey: Tensor, rows: Any = None, store: Any = None) -> Tensor:
+        """Grey images ``[B, 1, h, w]`` in [0, 1] -> ``[B, h, w]`` bool; rows are not asked for."""
+        del rows, store
+        encoder, size = self.segmenter.encoder, (grey.shape[2], grey.shape[3])
+        if size != encoder.image_px:
+            # Antialiased, as `crop_resize` resamples what the segmenter was trained on.
+            grey = F.interpolate(grey, encoder.image_px, mode="bilinear", antialias=True)
+        images = (grey - self.mean) / self.std
+        logits = self.segmenter(images.expand(-1, encoder.channels, -1, -1)).float()
+        if size != encoder.image_px:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return logits.argmax(1) == 1
