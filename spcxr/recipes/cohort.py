@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ def choose_cohort(config: ClassifyConfig, store: Store) -> Labelled:
             f"{store.path}: no label columns; add one (1, 0, -1 or blank) to the manifest and "
             "prepare it again"
         )
+    _refuse_doubled(names, str(store.path))
     raw = store.manifest.label_matrix(names)
     values = settle_uncertain(raw, config.uncertain)
     if config.task != "multilabel":
@@ -95,9 +97,20 @@ def choose_cohort(config: ClassifyConfig, store: Store) -> Labelled:
     used = values[np.concatenate([train, val, test])]
     targets = Targets(tuple(names), _is_multilabel(config, used, store), values)
     train = _some(config, store, targets, train)
-    refuse_unlearnable(targets, train, str(store.path))
+    wider = "raise --label-fraction" if config.label_fraction < 1 else "widen --train-splits"
+    refuse_unlearnable(targets, train, str(store.path), wider)
     _refuse_unjudged(values[val], str(store.path))
     return Labelled(train, val, test, targets, soft, SOFT.get(config.uncertain, (0.0, 0.0)))
+
+
+def _refuse_doubled(names: Sequence[str], where: str) -> None:
+    """Refuse labels whose columns of ``predictions.csv``, ``NAME`` and ``p_NAME``, are one."""
+    columns = [column for name in names for column in (name, f"p_{name}")]
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise SpcxrError(
+            f"{where}: two columns of the predictions would be called {twice[0]!r}; name each "
+            "label once, and rename one that begins with p_"
+        )
 
 
 def _refuse_unjudged(values: Matrix, where: str) -> None:

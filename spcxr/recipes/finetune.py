@@ -101,10 +101,23 @@ class FinetuneConfig(Config):
             raise ConfigError("freeze with init scratch trains on random features; give an --init")
         if not self.train_splits or not self.val_splits:
             raise ConfigError("train_splits and val_splits must name a split each")
+        self._refuse_shared_splits()
         if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise ConfigError(
                 f"warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs; choose fewer"
             )
+
+    def _refuse_shared_splits(self) -> None:
+        """What a model learned from, or was chosen by, says nothing of how it does elsewhere."""
+        seen: dict[str, str] = {}
+        for names, flag in self.splits:
+            for name in dict.fromkeys(name.lower() for name in names):
+                if name in seen:
+                    raise ConfigError(
+                        f"split {name!r} is given to {seen[name]} and {flag}: nothing is judged by "
+                        "rows that it was learned from or chosen by; name it once"
+                    )
+                seen[name] = flag
 
     @property
     def splits(self) -> tuple[tuple[tuple[str, ...], str], ...]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spcxr.config import to_dict
+from spcxr.errors import Interrupted
 from spcxr.evaluate.report import write_json
 from spcxr.recipes.finetune import SCRATCH
 from spcxr.train.distributed import World
@@ -34,6 +35,11 @@ def run_seeds(
     one it stopped in. Images are prepared once, in ``RUN/store``. ``RUN/summary.json`` holds the
     mean, standard deviation and range of every overall metric and of each label's AUROC; the
     table of the former is printed.
+
+    Raises
+    ------
+    Interrupted
+        in one of the runs; its message says how to go on with all of them.
     """
     opened = open_run_together(
         world, config.out, to_dict(config), recipe="classify", resume=config.resume
@@ -44,7 +50,13 @@ def run_seeds(
             out = str(folder / f"seed-{seed}")
             # Whether the whole may be gone on with was asked above.
             single = replace(config, seeds=1, seed=seed, out=out, resume="auto")
-            made.append(run_once(world, single, folder / "store"))
+            try:
+                made.append(run_once(world, single, folder / "store"))
+            except Interrupted as error:
+                # Of one seed it says how that one goes on; asked for were all.
+                what, _, how = str(error).rpartition("; go on with: ")
+                how = how.replace(f"{out}/config.yaml", str(folder / "config.yaml"))
+                raise Interrupted(f"{what}; go on with: {how}") from error
         if world.first:
             found = [json.loads((run / "metrics.json").read_text()) for run in made]
             summary = summarise(found)

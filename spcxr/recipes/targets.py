@@ -89,8 +89,12 @@ def keep_chosen(chosen: Matrix, every: Matrix) -> Matrix:
     return np.where(inside, chosen, np.float32(np.nan))
 
 
-def refuse_unlearnable(targets: Targets, rows: Rows, where: str) -> None:
+def refuse_unlearnable(
+    targets: Targets, rows: Rows, where: str, wider: str = "widen --train-splits"
+) -> None:
     """Refuse labels that no training row tells apart, naming the ones that can be learned.
+
+    ``wider`` says how there would be more rows.
 
     Raises
     ------
@@ -111,8 +115,7 @@ def refuse_unlearnable(targets: Targets, rows: Rows, where: str) -> None:
     faults += [f"{', '.join(constant)} the same in all known rows"] if constant else []
     remedy = f"choose --labels {','.join(good)}" if good else "label more rows"
     raise SpcxrError(
-        f"{where}: {len(rows)} training rows with {'; '.join(faults)}; {remedy}, "
-        "or widen --train-splits"
+        f"{where}: {len(rows)} training rows with {'; '.join(faults)}; {remedy}, or {wider}"
     )
 
 

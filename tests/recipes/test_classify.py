@@ -236,6 +236,17 @@ BAD = {
         {},
         r"c the same in all known rows; choose --labels a,b",
     ),
+    "a share too small": (
+        lambda there: {"label": ["c" if i == 9 else "ab"[int(t)] for i, t in enumerate(there)]},
+        {"label_fraction": 0.05, "task": "multilabel"},
+        "the same in all known rows; .* or raise --label-fraction",
+    ),
+    "a label twice": (findings, {"labels": ("nodule", "mass", "nodule")}, "name each label once"),
+    "two columns of one name": (
+        lambda there: {"a": ["01"[int(t)] for t in there], "p_a": ["10"[int(t)] for t in there]},
+        {"task": "multilabel"},
+        "would be called 'p_a'; .* rename",
+    ),
     "blank split": (
         lambda there: {"square": ["01"[i // 4 % 2] if i % 4 < 2 else "" for i in range(64)]},
         {},
@@ -311,6 +322,9 @@ def test_changed_images_are_noticed_on_resume(make_store, tiny_init, tmp_path, m
         ({"label_fraction": 0.0}, "label_fraction"),
         ({"init": "scratch", "freeze": True}, "--init"),
         ({"val_splits": ()}, "val_splits"),
+        ({"test_splits": ("test", "Train")}, "'train' is given to --train-splits and --test-spl"),
+        ({"test_splits": ("val",)}, "'val' is given to --val-splits and --test-splits"),
+        ({"train_splits": ("train", "val")}, "'val' is given to --train-splits and --val-splits"),
         ({"epochs": 3, "warmup_epochs": 3.0}, "warmup_epochs"),
         ({"uncertain": "maybe"}, "choose one of"),
     ],

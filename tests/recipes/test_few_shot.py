@@ -167,8 +167,9 @@ def stop_at(step, settings, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "take_step", counted)
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted) as stopped:
             run(settings)
+    return str(stopped.value)
 
 
 # --- several seeds --------------------------------------------------------------------------
@@ -179,7 +180,9 @@ def test_several_seeds_and_what_they_differ_by(
 ):
     store = make_store(one_label)
     settings = config(store, tiny_init, tmp_path / "runs", seeds=3, epochs=1, seed=4)
-    stop_at(6, settings, monkeypatch)  # in the second of 4 steps of the second seed
+    said = stop_at(6, settings, monkeypatch)  # in the second of 4 steps of the second seed
+    assert "seed-5: stopped by SIGTERM at step 2 of 4" in said
+    assert f"--config {tmp_path / 'runs' / 'config.yaml'} --resume" in said  # with all of them
     kept = tmp_path / "runs" / "seed-4" / "metrics.json"
     made = kept.stat().st_mtime_ns
     assert not (tmp_path / "runs" / "summary.json").exists()
