@@ -155,8 +155,8 @@ def find_lungs(
     Raises
     ------
     SpcxrError
-        a run that does not segment lungs, one that learned from images prepared otherwise, or
-        rows without masks.
+        a run that does not segment lungs, one that learned from images prepared otherwise, rows
+        without masks, or no lungs in more than half of the images.
     """
     store, folder = start.store, None
     source: LungSource = StoredLungs()
@@ -174,6 +174,12 @@ def find_lungs(
     bits = _look(source, store, rows, start.encoder.image_px, compute)
     known = KnownLungs(rows, bits, start.encoder.image_px, start.encoder.patch_px, folder)
     print(known.said, file=sys.stderr)
+    if (none := int((known.shares(rows) >= 1).sum())) > len(rows) / 2:
+        # Most would be read whole, text and borders and all, and the model called one of lungs.
+        raise SpcxrError(
+            f"{lungs_from or store.path}: no lungs in {none} of {len(rows)} images; look at its "
+            "masks, and give --lungs-from a segment run that finds lungs in images like these"
+        )
     return known
 
 

@@ -137,6 +137,7 @@ def test_with_a_segmenter_the_model_stands_by_itself(store, segmenter, tiny_init
     """The run's model folder alone, elsewhere, on data without masks: evaluate works unchanged."""
     folder = run(config(store, tiny_init, tmp_path / "run", lungs_from=str(segmenter)))
     moved = shutil.copytree(folder / "model", tmp_path / "moved")
+    (moved / "calibration.json").unlink()  # the run's predictions are not tempered
     shutil.rmtree(segmenter)
     trained = load_trained(moved)
     assert isinstance(trained.model.lungs, LungFinder)
@@ -285,6 +286,16 @@ def test_a_model_that_reads_by_masks_refuses_data_without(make_store, tiny_init,
     trained = load_trained(folder)
     with pytest.raises(SpcxrError, match=r"bare: row 5 has no mask.*--lungs-from"):
         predicted(trained, bare, np.array([5, 6]))
+
+
+def test_data_that_are_mostly_without_lungs_are_refused(make_store, tiny_init, tmp_path):
+    """Read whole they would be, and the model be called one that reads the lungs alone."""
+    store = make_store(side_of_square, masked=True)
+    start = begin(config(store, tiny_init, tmp_path / "run"), tmp_path)
+    cohort = Cohort(np.array([0, 4, 5]), np.array([1, 12]), np.array([13]))
+    with pytest.raises(SpcxrError, match=r"store: no lungs in 4 of 6 images; .*--lungs-from"):
+        find_lungs(start, cohort, CPU, None)
+    find_lungs(start, Cohort(np.array([0, 4]), np.array([1]), np.array([13])), CPU, None)
 
 
 def test_rows_without_a_mask_are_named(tiny_init, tmp_path):
