@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,13 @@ def identities(manifest: Manifest, rows: Rows) -> NDArray[np.str_]:
 # --- written by training --------------------------------------------------------------------
 
 
-def write_trained_on(model_folder: Path, store: Store, train: Rows, val: Rows) -> Path:
+def write_trained_on(
+    model_folder: Path, store: Store, train: Rows, val: Rows, init: str = ""
+) -> Path:
     """Write ``trained_on.json``: digests of the rows learned from, and of those chosen by.
+
+    What the ``init`` that training began with was trained on by labels or masks is kept as well
+    (``before``): fine-tuned twice, a model knows the patients of both times.
 
     Parameters
     ----------
@@ -99,10 +105,17 @@ def write_trained_on(model_folder: Path, store: Store, train: Rows, val: Rows) -
         the exported model's.
     train, val
         rows ``(n,)`` of the store.
+    init
+        the run, model folder or weights that the encoder came from; ``""``: none.
 
     Returns
     -------
     the file. Equal runs write equal files.
+
+    Raises
+    ------
+    SpcxrError
+        a list beside the init that cannot be read.
     """
     rows = np.unique(np.concatenate([train, val]))
     salt = hashlib.blake2b(str(store.facts["content_hash"]).encode(), digest_size=16).hexdigest()
@@ -119,8 +132,20 @@ def write_trained_on(model_folder: Path, store: Store, train: Rows, val: Rows) -
         "patients": sorted({_digest(salt, who) for who in identities(store.manifest, rows)}),
         "numbers": sorted(_digest(salt, f"#{number}") for number in numbers),
         "pictures": sorted(shown),
+        "before": _told_before(init),
     }
     return write_json(model_folder / FILE, facts)
+
+
+def _told_before(init: str) -> list[dict[str, Any]]:
+    """What stands in an init's list, and what that one kept of its own init's, each by itself."""
+    place = Path(init)
+    folders = [place.parent] if place.is_file() else [place / "model", place]
+    file = next((f / FILE for f in folders if init and (f / FILE).is_file()), None)
+    if file is None:
+        return []
+    known = _read(file)
+    return [{k: v for k, v in known.items() if k != "before"}, *known.get("before", [])]
 
 
 def _digest(salt: str, text: str) -> str:
@@ -170,19 +195,19 @@ def find_leaks(
     file = model_folder / FILE
     if not file.is_file():
         return None
-    known = _read(file)
-    salt, patients, numbers = known["salt"], set(known["patients"]), set(known["numbers"])
-    who = identities(store.manifest, rows)
-    met = np.array([_digest(salt, name) in patients for name in who], bool)
-    compared = known["preprocess"] == store.preprocess.to_dict()
-    copied = np.zeros(len(rows), bool)
-    if compared:
-        kept = set(known["pictures"])
-        digests = pictures(store, rows) if shown is None else shown
-        copied[:] = [bool(picture) and _digest(salt, picture) in kept for picture in digests]
-    ids = store.manifest.column("patient_id")
-    alike = np.array([bool(n := mere_number(ids[r])) and _digest(salt, f"#{n}") in numbers
-                      for r in rows.tolist()], bool)  # fmt: skip
+    known, own = _read(file), store.preprocess.to_dict()
+    lists = [known, *known.get("before", [])]
+    alike_prepared = [told["preprocess"] == own for told in lists]
+    if shown is None:
+        shown = pictures(store, rows) if any(alike_prepared) else [""] * len(rows)
+    who, ids = identities(store.manifest, rows), store.manifest.column("patient_id")
+    numbers = [f"#{n}" if (n := mere_number(ids[row])) else "" for row in rows.tolist()]
+    met, copied, alike = (np.zeros(len(rows), bool) for _ in range(3))
+    for told, compared in zip(lists, alike_prepared, strict=True):
+        met |= _among(told, "patients", who.tolist())
+        alike |= _among(told, "numbers", numbers)
+        if compared:
+            copied |= _among(told, "pictures", shown)
     shared = met | copied
     first = store.manifest.column("path")[int(rows[shared.argmax()])] if shared.any() else ""
     return Leaks(
@@ -191,8 +216,14 @@ def find_leaks(
         copies=int(copied.sum()),
         first=first,
         doubtful=len(np.unique(who[alike & ~shared])),
-        pixels_compared=compared,
+        pixels_compared=all(alike_prepared),
     )
+
+
+def _among(told: Mapping[str, Any], name: str, texts: Sequence[str]) -> NDArray[np.bool_]:
+    """``(n,)`` whether each of these texts is in one of a list's columns; ``""`` never is."""
+    kept = set(told[name])
+    return np.array([bool(t) and _digest(told["salt"], t) in kept for t in texts], bool)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import nn
 from spcxr.data.store import Store
 from spcxr.evaluate.report import PHANTOMS, write_json, write_text
 from spcxr.models.weights import save_model_folder
-from spcxr.recipes.finetune import Rows
+from spcxr.recipes.finetune import SCRATCH, Rows
 from spcxr.recipes.fitting import Course, Task
 from spcxr.recipes.images import phantoms_among
 from spcxr.recipes.leaks import write_trained_on
@@ -55,7 +55,8 @@ def export(course: Course, task: Task, position: Position, head: nn.Module) -> P
         head=head,
         provenance=provenance,
     )
-    write_trained_on(folder, start.store, course.rows, course.cohort.val)
+    init = "" if config.init == SCRATCH else config.init
+    write_trained_on(folder, start.store, course.rows, course.cohort.val, init)
     answers = block.get("labels") or block.get("structures") or []
     facts = {
         **provenance,

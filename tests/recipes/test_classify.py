@@ -217,6 +217,15 @@ def test_a_class_absent_in_the_test_rows_is_left_out_by_name(make_store, tiny_in
     assert facts["test"]["overall"]["macro_auroc"]["value"] is not None
 
 
+def test_what_the_init_learned_from_is_handed_on(make_store, tiny_init, tmp_path):
+    first = run(config(make_store(one_label), tiny_init, tmp_path / "first", epochs=1))
+    other = make_store(one_label, name="other", prefix="q")
+    second = run(config(other, first, tmp_path / "second", epochs=1))
+    told = [json.loads((f / "model" / "trained_on.json").read_text()) for f in (first, second)]
+    assert told[0].pop("before") == []
+    assert told[1]["before"] == [told[0]]
+
+
 # --- what is refused ------------------------------------------------------------------------
 
 

@@ -53,6 +53,25 @@ def test_a_patient_is_found_in_another_store_by_an_id_that_tells(tmp_path):
     assert find_leaks(tmp_path, other, np.array([0])).rows == 0
 
 
+@pytest.mark.parametrize("init", ["first", "first/model", "first/model/model.safetensors"])
+def test_the_patients_of_the_init_are_the_models_too(tmp_path, init):
+    """Learned from one set, then from another, then from a third: all of them are known."""
+    sets = [make(tmp_path / n, [f"{n}-{i}" for i in range(4)], seed=k) for k, n in enumerate("abc")]
+    first, second, third = (tmp_path / name / "model" for name in ("first", "second", "third"))
+    for folder in (first, second, third):
+        folder.mkdir(parents=True)
+    (first / "model.safetensors").touch()
+    rows, none = every(sets[0]), np.zeros(0, np.int64)
+    write_trained_on(first, sets[0], rows, none)
+    write_trained_on(second, sets[1], rows, none, str(tmp_path / init))
+    write_trained_on(third, sets[2], rows, none, str(tmp_path / "second"))
+    for store in sets:
+        found = find_leaks(third, store, rows)
+        assert (found.patients, found.copies, found.pixels_compared) == (4, 4, True)
+    assert find_leaks(second, sets[2], rows).rows == 0
+    assert find_leaks(first, sets[1], rows).rows == 0
+
+
 @pytest.mark.parametrize("ids", [range(1, 13), [f"patient{i:05d}" for i in range(1, 13)]])
 def test_mere_numbers_tell_within_one_folder_only(tmp_path, ids):
     ids = [str(i) for i in ids]
