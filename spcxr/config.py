@@ -5,13 +5,16 @@ Defaults < preset < file < flags. Unknown keys are refused; every refusal names 
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import difflib
+import io
 import json
 import math
+import shlex
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union
@@ -140,12 +143,25 @@ def convert(name: str, hint: Any, value: Any) -> Any:
 def _convert_tuple(name: str, arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
     """``"a,b"``, a list or a single value -> a tuple of the declared element type and length."""
     if isinstance(value, str):
-        parts: list[Any] = [p.strip() for p in value.split(",") if p.strip()]
+        # As in a CSV: "square, bright",empty is two.
+        cells = next(csv.reader([value], skipinitialspace=True), [])
+        parts: list[Any] = [p.strip() for p in cells if p.strip()]
     else:
         parts = list(value) if isinstance(value, (list, tuple)) else [value]
     if arguments[-1] is not Ellipsis and len(parts) != len(arguments):
         raise ConfigError(f"{name} is {value!r}; expected {len(arguments)} values, as in a,b")
     return tuple(convert(name, arguments[0], p) for p in parts)
+
+
+def as_flag(values: Iterable[str]) -> str:
+    """Several values as one flag takes them, in a shell.
+
+    >>> print(as_flag(["a", "b"]), as_flag(["square, bright", "b"]))
+    a,b '"square, bright",b'
+    """
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return shlex.quote(line.getvalue())
 
 
 class _EachOnce(yaml.SafeLoader):

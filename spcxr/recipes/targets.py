@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spcxr.config import as_flag
 from spcxr.errors import SpcxrError
 
 Matrix = NDArray[np.float32]
@@ -113,7 +114,7 @@ def refuse_unlearnable(
         return
     faults = [f"{', '.join(blank)} blank in all rows"] if blank else []
     faults += [f"{', '.join(constant)} the same in all known rows"] if constant else []
-    remedy = f"choose --labels {','.join(good)}" if good else "label more rows"
+    remedy = f"choose --labels {as_flag(good)}" if good else "label more rows"
     raise SpcxrError(
         f"{where}: {len(rows)} training rows with {'; '.join(faults)}; {remedy}, or {wider}"
     )

@@ -2,14 +2,18 @@
 
 import csv
 import json
+import re
+import shlex
 import signal
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from labelled_runs import config, findings, one_label, three_classes, train_losses, write_table
 from safetensors.numpy import load_file
 
+from spcxr.cli import train
 from spcxr.config import ConfigError
 from spcxr.data.store import Store
 from spcxr.errors import Interrupted, SpcxrError
@@ -215,6 +219,24 @@ def test_a_class_absent_in_the_test_rows_is_left_out_by_name(make_store, tiny_in
     assert facts["test"]["by_class"]["c"]["auroc"]["value"] is None
     assert facts["validation"]["left_out"] == []
     assert facts["test"]["overall"]["macro_auroc"]["value"] is not None
+
+
+def test_labels_with_commas_can_be_chosen_as_the_message_says(make_store, tiny_init, tmp_path):
+    store = make_store(
+        lambda there: {
+            "square, bright": ["01"[int(t)] for t in there],
+            "No Finding": ["10"[int(t)] for t in there],
+            "fog": ["1"] * len(there),
+        }
+    )
+    flags = ["--data", str(store.path), "--init", str(tiny_init), "--out", str(tmp_path / "run")]
+    flags += ["--epochs", "1", "--device", "cpu"]
+    refused = CliRunner().invoke(train, ["classify", *flags]).output
+    (remedy,) = re.findall(r"choose (--labels .*), or widen", refused)
+    done = CliRunner().invoke(train, ["classify", *flags, *shlex.split(remedy)])
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert facts["test"]["names"] == ["square, bright", "No Finding"]
 
 
 def test_what_the_init_learned_from_is_handed_on(make_store, tiny_init, tmp_path):
