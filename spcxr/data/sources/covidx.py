@@ -17,6 +17,9 @@ POSITIVE = {"positive": "1", "negative": "0"}
 FOLDERS = ("", "labels")
 SPLITS = {"train": "", "val": "val", "test": "test"}  # of training, an eighth is val where no list
 RENAMED = {"rnsa": "rsna"}  # in the lists of COVIDx9
+# Collections whose own readers name these very patients: its script takes their ids over. So a
+# patient who is in both sets is one.
+OWN_READERS = {"cohen": "covid-chestxray", "rsna": "rsna"}
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 Row = tuple[str, str, str, str]  # patient, file, class, source
 
@@ -32,8 +35,10 @@ def index(root: Path) -> Manifest:
 
     The lists of A (normal, pneumonia, COVID-19) give three labels, those of B (positive, negative)
     the label ``COVID-19``. ``site`` is the collection an image came from (``covidx-rsna``): most
-    classes come from collections of their own, so look at the results by site. Where no ``val``
-    list is there, an eighth of the training patients is ``val``, by hash.
+    classes come from collections of their own, so look at the results by site. Patients of
+    covid-chestxray-dataset and of RSNA (without its list of NIH's) are called what those sets'
+    readers call them. Where no ``val`` list is there, an eighth of the training patients is
+    ``val``, by hash.
     """
     rows: list[Row] = []
     splits: list[str] = []
@@ -68,7 +73,10 @@ def _manifest(
     notes: tuple[str, ...],
 ) -> Manifest:
     # A number such as 3 is a patient of one collection, and another of the next.
-    patients = [_joined("covidx", source, patient) for patient, _, _, source in rows]
+    patients = [
+        _joined(OWN_READERS.get(source) or _joined("covidx", source), patient)
+        for patient, _, _, source in rows
+    ]
     classes = [row[2] for row in rows]
     columns: Columns = {
         "path": [on_disk[row[1]] for row in rows],
