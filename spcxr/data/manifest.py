@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spcxr.data.labels import almost_labels, parse_labels, twin_labels
+from spcxr.data.labels import LABEL_VALUES, almost_labels, parse_labels, twin_labels
 from spcxr.data.paths import check_paths
 from spcxr.data.remote import RemoteFile
 from spcxr.data.rows import RowSet
@@ -240,11 +240,27 @@ class Manifest:
         names = self.labels if names is None else names
         for name in names:
             if name not in self.labels:
-                known = ", ".join(self.labels) or "none"
-                raise SpcxrError(f"no label {name!r}; the manifest's labels: {known}")
+                raise SpcxrError(self._why_no_label(name))
         columns = [self.columns.column(name).cast(pa.float32()).fill_null(np.nan) for name in names]
         made = [np.asarray(column.to_numpy()) for column in columns]
         return np.stack(made, axis=1) if made else np.zeros((len(self), 0), np.float32)
+
+    def _why_no_label(self, name: str) -> str:
+        """What is wrong with a column that was not taken as a label, or is not there."""
+        known = ", ".join(self.labels) or "none"
+        said = f"no label {name!r}; the manifest's labels: {known}"
+        if name in RESERVED or name not in self.columns.column_names:
+            return said
+        cells = ["" if cell is None else str(cell) for cell in self.column(name)]
+        if not any(cells):
+            return f"{said}; column {name!r} is blank in all rows: fill it in"
+        odd = next((row for row, cell in enumerate(cells) if cell not in LABEL_VALUES), None)
+        if odd is None:
+            return f"{said}; column {name!r} was left out: prepare the images anew with --labels"
+        return (
+            f"{said}; column {name!r} holds {cells[odd][:20]!r} for {self.column('path')[odd]}: "
+            "a label is 1, 0, -1 (uncertain) or blank (unknown)"
+        )
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Manifest:
         """The same manifest with these rows only, in this order."""

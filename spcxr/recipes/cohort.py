@@ -76,8 +76,8 @@ def choose_cohort(config: ClassifyConfig, store: Store) -> Labelled:
     names = config.labels or store.manifest.labels
     if not names:
         raise SpcxrError(
-            f"{store.path}: no label columns; add one (1, 0, -1 or blank) to the manifest and "
-            "prepare it again"
+            f"{store.path}: no label columns; add one (1, 0, -1 or blank, but not throughout) to "
+            "the manifest and prepare it again"
         )
     _refuse_doubled(names, str(store.path))
     raw = store.manifest.label_matrix(names)
@@ -125,9 +125,13 @@ def _refuse_unjudged(values: Matrix, where: str) -> None:
 def _labelled_rows(whole: Targets, store: Store, splits: tuple[str, ...], flag: str) -> Rows:
     rows = whole.labelled(rows_of(store, splits, flag))
     if splits and len(rows) == 0:
+        raw = store.manifest.label_matrix(whole.names)[rows_of(store, splits, flag)]
+        found, how = (
+            ("blank or -1", "another --uncertain, ") if (raw == -1).any() else ("blank", "")
+        )
         raise SpcxrError(
-            f"{store.path}: {', '.join(whole.names)} blank in all rows of {', '.join(splits)}; "
-            f"choose other --labels or {flag}"
+            f"{store.path}: {', '.join(whole.names)} {found} in all rows of {', '.join(splits)}; "
+            f"choose {how}other --labels or {flag}"
         )
     return rows
 

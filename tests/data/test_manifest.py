@@ -259,6 +259,11 @@ def test_select_write_read_round_trip(tmp_path):
     np.testing.assert_array_equal(again.label_matrix(["covid"]), [[-1], [1]])
     with pytest.raises(SpcxrError, match="no label 'flu'; the manifest's labels: covid"):
         again.label_matrix(["flu"])
+    with pytest.raises(SpcxrError, match="column 'extra' holds 'z' for c: a label is 1, 0, -1"):
+        again.label_matrix(["extra"])
+    flu = Manifest.from_columns(columns | {"flu": ["1", "0", ""]}, root=tmp_path, labels=["covid"])
+    with pytest.raises(SpcxrError, match=r"column 'flu' was left out: .* with --labels"):
+        flu.label_matrix(["flu"])
 
 
 def test_the_real_manifests(shared_data):

@@ -258,6 +258,21 @@ def squares_but(column):
 BAD = {
     "no labels": ({}, {}, "no label columns"),
     "unknown label": (one_label, {"labels": ("fog",)}, "no label 'fog'"),
+    "unknown value": (
+        squares_but(["1", "maybe"] * 32),
+        {"labels": ("other",)},
+        "column 'other' holds 'maybe' for 001.png: a label is 1, 0, -1",
+    ),
+    "blank throughout": (
+        squares_but([""] * 64),
+        {"labels": ("other",)},
+        "no label 'other'; .* column 'other' is blank in all rows",
+    ),
+    "uncertain throughout": (
+        squares_but(["-1"] * 64),
+        {"labels": ("other",)},
+        "other blank or -1 in all rows of train; choose another --uncertain, other --labels or",
+    ),
     "all blank": (squares_but([*[""] * 63, "1"]), {}, "other blank in all rows; choose"),
     "one class only": (squares_but(["0"] * 64), {}, r"other the same .*--labels square"),
     "class absent in training": (
