@@ -67,7 +67,7 @@ class ClassifyConfig(FinetuneConfig):
     uncertain: str = setting("ignore", "what a label of -1 counts as", choices=POLICIES)
     class_weights: str = setting("none", "auto: rare labels count more", choices=("none", "auto"))
     label_smoothing: float = setting(
-        0.0, "share of each target given to the other classes", low=0.0, high=0.9
+        0.0, "share of each target dealt out to all classes alike", low=0.0, high=0.9
     )
     labels_per_class: int = setting(
         0, "training patients of each class to use, nested by seed; 0: all", low=0
@@ -95,6 +95,11 @@ class ClassifyConfig(FinetuneConfig):
             raise ConfigError(
                 f"uncertain {self.uncertain}, label_smoothing and ema are of training by steps; "
                 f"leave them out with method {self.method}"
+            )
+        if self.seeds > 1 and not self.labels_per_class and self.label_fraction == 1:
+            raise ConfigError(
+                f"seeds with method {self.method}: on all labels nothing is drawn, and the runs "
+                "are one; give labels_per_class or label_fraction, or leave it out"
             )
         if self.method == "knn" and self.class_weights != "none":
             raise ConfigError("class_weights with method knn: votes have no loss; leave it out")

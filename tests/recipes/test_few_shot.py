@@ -207,7 +207,9 @@ def test_several_seeds_and_what_they_differ_by(
 def test_images_are_prepared_once_for_all_seeds(tiny_init, tmp_path):
     table = write_table(tmp_path)
     settings = {"data": str(table), "init": str(tiny_init), "out": str(tmp_path / "runs")}
-    folder = run(ClassifyConfig(**settings, seeds=2, method="knn", device="cpu"))
+    folder = run(
+        ClassifyConfig(**settings, seeds=2, method="knn", device="cpu", labels_per_class=1)
+    )
     assert (folder / "store" / "store.json").is_file()
     assert not (folder / "seed-0" / "store").exists()
     assert (folder / "summary.json").is_file()
@@ -264,6 +266,7 @@ def test_the_run_keeps_what_a_recipe_was_resolved_to(name, make_store, tiny_init
         ({"method": "knn", "ema": 0.9}, "leave them out with method knn"),
         ({"ema": 1.0}, "ema is 1"),
         ({"seeds": 0}, "seeds"),
+        ({"seeds": 2, "method": "linear"}, "seeds with method linear: on all labels nothing"),
     ],
 )
 def test_settings_that_cannot_be(settings, said):
