@@ -39,12 +39,21 @@ def patches_touched(masks: Tensor, patch_px: int) -> Tensor:
     >>> patches_touched(masks, 16).sum((1, 2)).tolist()
     [1, 16]
     """
+    touched = touching(masks, patch_px)
+    return touched | no_lungs(touched)[:, None, None]
+
+
+def touching(masks: Tensor, patch_px: int) -> Tensor:
+    """The same, and no patch of an image in which no lung was found.
+
+    >>> touching(torch.zeros(1, 64, 64, dtype=torch.bool), 16).any().item()
+    False
+    """
     margin = round(MARGIN * patch_px)
     cover = F.avg_pool2d(
         masks[:, None].float(), patch_px + 2 * margin, stride=patch_px, padding=margin
     )
-    touched = cover[:, 0] >= LEAST_COVER
-    return touched | no_lungs(touched)[:, None, None]
+    return cover[:, 0] >= LEAST_COVER
 
 
 def no_lungs(touched: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.infer.predict import Normalisation, load_finder, network_input
 from spcxr.infer.regions import WITHIN, StoredLungs
-from spcxr.models.regions import LungSource, patches_touched
+from spcxr.models.regions import LungSource, no_lungs, patches_touched, touching
 from spcxr.models.weights import load_model_folder
 from spcxr.recipes.finetune import Cohort, Start
 from spcxr.recipes.images import refuse_other_preprocess
@@ -78,6 +78,14 @@ class KnownLungs:
             part = slice(first, first + AT_ONCE)
             shares[part] = shares_of(patches_touched(self.masks(cpu, rows[part]), self.patch_px))
         return shares
+
+    def without_lungs(self) -> int:
+        """In how many of the unchanged images no lung was found."""
+        count, cpu = 0, torch.empty(0)
+        for first in range(0, len(self.rows), AT_ONCE):
+            masks = self.masks(cpu, self.rows[first : first + AT_ONCE])
+            count += int(no_lungs(touching(masks, self.patch_px)).sum())
+        return count
 
     @cached_property
     def said(self) -> str:
@@ -174,7 +182,7 @@ def find_lungs(
     bits = _look(source, store, rows, start.encoder.image_px, compute)
     known = KnownLungs(rows, bits, start.encoder.image_px, start.encoder.patch_px, folder)
     print(known.said, file=sys.stderr)
-    if (none := int((known.shares(rows) >= 1).sum())) > len(rows) / 2:
+    if (none := known.without_lungs()) > len(rows) / 2:
         # Most would be read whole, text and borders and all, and the model called one of lungs.
         raise SpcxrError(
             f"{lungs_from or store.path}: no lungs in {none} of {len(rows)} images; look at its "

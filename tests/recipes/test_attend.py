@@ -19,7 +19,7 @@ from spcxr.models.regions import LungFinder, patches_touched
 from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import save_model_folder
 from spcxr.recipes import evaluate, prepare, segment
-from spcxr.recipes.attend import SharesRead, find_lungs, shares_of
+from spcxr.recipes.attend import KnownLungs, SharesRead, find_lungs, shares_of
 from spcxr.recipes.classify import ClassifyConfig, build, choose_cohort, run
 from spcxr.recipes.finetune import Cohort, begin
 from spcxr.recipes.fitting import augmented
@@ -296,6 +296,8 @@ def test_data_that_are_mostly_without_lungs_are_refused(make_store, tiny_init, t
     with pytest.raises(SpcxrError, match=r"store: no lungs in 4 of 6 images; .*--lungs-from"):
         find_lungs(start, cohort, CPU, None)
     find_lungs(start, Cohort(np.array([0, 4]), np.array([1]), np.array([13])), CPU, None)
+    full = KnownLungs(np.arange(2), np.full((2, 32 * 32 // 8), 255, np.uint8), (32, 32), 8)
+    assert full.without_lungs() == 0  # lungs that fill the image are lungs
 
 
 def test_rows_without_a_mask_are_named(tiny_init, tmp_path):
