@@ -82,6 +82,10 @@ class EvaluateConfig(Config):
             raise ConfigError("data and splits must name one each at least")
         if EVERY_SPLIT in self.splits and len(self.splits) > 1:
             raise ConfigError("splits names 'all' and others; give either")
+        places = [str(Path(data).resolve()) for data in self.data]
+        for name, given in (("data", places), ("splits", list(self.splits))):
+            if twice := [one for one in given if given.count(one) > 1]:
+                raise ConfigError(f"{name} names {twice[0]} twice; name each once")
         unknown = [name for name in self.corruptions if name not in {*CORRUPTIONS, NONE, ALL}]
         if unknown:
             raise ConfigError(
@@ -156,11 +160,22 @@ def load_models(config: EvaluateConfig, world: World) -> Models:
     Raises
     ------
     SpcxrError
-        no trained task in one of them, or not the same one.
+        no trained task in one of them, or not the same one; one model under two names; a threshold
+        for what has no use of one.
     """
-    models = {config.run: load_trained(config.run, world.device)}
+    trained = load_trained(config.run, world.device)
+    models = {config.run: trained}
+    if config.threshold is not None and not trained.multilabel:
+        raise SpcxrError(
+            f"{config.run}: calls the likeliest class, whatever its probability; leave out "
+            "--threshold, which is for several findings"
+        )
     if config.against is not None:
         models[config.against] = load_trained(config.against, world.device)
+        if models[config.against].folder.resolve() == trained.folder.resolve():
+            raise SpcxrError(
+                f"{config.against}: is the model of {config.run} itself; give --against another run"
+            )
         refuse_other_task(models)
     return models
 
@@ -200,9 +215,11 @@ def choose_sets(
     Raises
     ------
     SpcxrError
-        data without a row in any of the splits, or prepared otherwise than a model knows.
+        data without a row in any of the splits, or prepared otherwise than a model knows; a split
+        that none of the data have.
     """
     stems = [Path(path).stem for path in config.data]
+    absent = set(config.splits)
     for number, path in enumerate(config.data):
         store = open_for(models, path, folder / f"store-{number}", world)
         name = stems[number] if stems.count(stems[number]) == 1 else path
@@ -215,8 +232,13 @@ def choose_sets(
                 f"{path}: no row in split {', '.join(config.splits)}; it has "
                 f"{', '.join(store.manifest.splits) or 'none'}: choose with --splits, or 'all'"
             )
+        absent -= set(found)
         for split in found:
             yield TestSet(f"{name}: {split}", path, store, store.manifest.rows(split))
+    if absent - {EVERY_SPLIT}:
+        raise SpcxrError(
+            f"no data have a row in split {', '.join(sorted(absent))}; leave it out of --splits"
+        )
 
 
 def open_for(models: Models, path: str, made: Path, world: World) -> Store:

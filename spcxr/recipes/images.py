@@ -85,9 +85,12 @@ def _prepared(settings: prepare.PrepareConfig) -> Path:
         return prepare.run(settings)
     except SpcxrError as error:
         fault, _, remedy = str(error).rpartition("; ")
-        if "--overwrite" not in remedy:
+        if "--overwrite" in remedy:
+            remedy = "remove that folder to prepare the images anew, or choose another --out"
+        elif "--root" in remedy or "--labels" in remedy:
+            remedy += ": of spcxr-train prepare, whose store can be given as --data"
+        else:
             raise
-        remedy = "remove that folder to prepare the images anew, or choose another --out"
         raise SpcxrError(f"{fault}; {remedy}") from error
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spcxr.data.labels import LABEL_VALUES
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import pages
 from spcxr.evaluate.calibration import calibration_error, top_label
@@ -109,9 +110,10 @@ def true_labels(test_set: TestSet, trained: TrainedModel) -> Array:
     Raises
     ------
     SpcxrError
-        the data have none of the model's labels.
+        the data have none of the model's labels, or a column of that name whose cells are none.
     """
     manifest = test_set.store.manifest
+    refuse_odd_columns(test_set, [name for name in trained.names if name not in manifest.labels])
     there = [name for name in trained.names if name in manifest.labels]
     if not there:
         raise SpcxrError(
@@ -125,6 +127,30 @@ def true_labels(test_set: TestSet, trained: TrainedModel) -> Array:
     if not trained.multilabel:
         labels[np.isnan(known).any(1)] = np.nan
     return np.where(labels == -1, np.nan, labels)
+
+
+def refuse_odd_columns(test_set: TestSet, names: Sequence[str]) -> None:
+    """Refuse a column that has a label's name and was not taken as one for what is in its cells.
+
+    To take such a label as unknown, or as absent from all rows, would be to guess.
+
+    Raises
+    ------
+    SpcxrError
+        the first such column; the line names the image and the cell.
+    """
+    manifest = test_set.store.manifest
+    for name in names:
+        if name not in manifest.columns.column_names:
+            continue
+        cells = manifest.columns.column(name).to_pylist()
+        odd = [row for row, cell in enumerate(cells) if str(cell or "0") not in LABEL_VALUES]
+        if odd:
+            raise SpcxrError(
+                f"{test_set.store.path}: column {name!r} holds {str(cells[odd[0]])[:20]!r} for "
+                f"{manifest.column('path')[odd[0]]}; a label is 1, 0, -1 (uncertain) or blank "
+                "(unknown): mend its cells and prepare the images anew"
+            )
 
 
 def why_undefined(test_set: TestSet, summary: ClassSummary) -> dict[str, str]:
