@@ -265,11 +265,15 @@ def _roc(
 def _precision_recall(
     summary: ClassSummary, k: int, truth: Array, score: Array, patients: Array, seed: int
 ) -> plots.Curve:
-    """The same of precision over recall."""
+    """The same of precision over recall, at the highest threshold of each recall: where the band
+    and the average precision read it."""
     name = summary.names[k]
     band = _band(metrics.precision_at, truth, score, patients, seed)
     shown = f"{name} ({summary.by_class[name]['average_precision'].value:.3f})"
-    return plots.Curve(shown, *metrics.precision_recall_curve(truth, score), band)
+    found, share = metrics.precision_recall_curve(truth, score)
+    first = np.flatnonzero(np.diff(found, prepend=0.0) > 0)
+    at = np.append(first[:1], first)
+    return plots.Curve(shown, np.append(0.0, found[first]), share[at], band)
 
 
 def _band(
@@ -357,11 +361,17 @@ def overlay_picture(examples: Sequence[tuple[str, float, Array, Array]], what: s
 
 
 def interval_picture(
-    rows: Mapping[str, Mapping[str, Interval]], metric: str, caption: str
+    rows: Mapping[str, Mapping[str, Interval]],
+    metric: str,
+    caption: str,
+    *,
+    mark: float | None = None,
 ) -> Picture:
-    """Values with their intervals drawn side by side: ``rows[row][series]``."""
+    """Values with their intervals drawn side by side: ``rows[row][series]``; a line at ``mark``."""
     said = "; ".join(
         f"{row}, {name}: {i}" for row, found in rows.items() for name, i in found.items()
     )
     title = TITLES.get(metric, metric)
-    return Picture(caption, f"{title}. {said}.", svg=plots.intervals(rows, x_label=title))
+    return Picture(
+        caption, f"{title}. {said}.", svg=plots.intervals(rows, x_label=title, mark=mark)
+    )

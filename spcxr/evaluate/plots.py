@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from spcxr.evaluate.intervals import Interval
 
 Array = NDArray[Any]
+Drawn = Literal["default", "steps-pre"]  # how points are joined
 
 # Okabe & Ito 2008, without black (the page may be dark) and yellow (it may be light).
 COLOURS = ("#0a84c6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -50,6 +51,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
+    "text.parse_math": False,  # a label may hold dollar signs
 }
 
 
@@ -95,7 +97,7 @@ def _svg(figure: Figure) -> str:
     return re.sub(r' (width|height)="[^"]*"', "", start) + ">" + rest
 
 
-def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
+def _draw(axes: Axes, curves: Sequence[Curve], style: Drawn = "default") -> None:
     for number, curve in enumerate(curves):
         colour = COLOURS[number % len(COLOURS)]
         if band := curve.band:
@@ -104,6 +106,7 @@ def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
             *_thinned(curve.x, curve.y),
             color=colour,
             linestyle=DASHES[number % len(DASHES)],
+            drawstyle=style,
             label=curve.name,
         )
 
@@ -144,17 +147,22 @@ def roc(curves: Sequence[Curve]) -> str:
 
 
 def precision_recall(curves: Sequence[Curve]) -> str:
-    """Precision (y) over recall (x) -> SVG text."""
+    """Precision (y) over recall (x) -> SVG text.
+
+    In steps, each point's precision back to the recall before it: a straight line between points
+    would promise what no threshold gives (Davis and Goadrich, ICML 2006), and the area below would
+    not be the average precision.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(4.2, 4.2)
-        _draw_rates(axes, curves)
+        _draw_rates(axes, curves, "steps-pre")
         axes.set(xlabel="recall (sensitivity)", ylabel="precision")
         return _svg(figure)
 
 
-def _draw_rates(axes: Axes, curves: Sequence[Curve]) -> None:
+def _draw_rates(axes: Axes, curves: Sequence[Curve], style: Drawn = "default") -> None:
     """Curves between 0 and 1 either way, in a square, with their names."""
-    _draw(axes, curves)
+    _draw(axes, curves, style)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     _legend(axes, len(curves))
 
@@ -228,8 +236,12 @@ def confusion(matrix: Array, names: Sequence[str]) -> str:
         return _svg(figure)
 
 
-def intervals(rows: Mapping[str, Mapping[str, Interval]], *, x_label: str) -> str:
+def intervals(
+    rows: Mapping[str, Mapping[str, Interval]], *, x_label: str, mark: float | None = None
+) -> str:
     """Values and intervals side by side: ``rows[row][series]`` -> SVG text.
+
+    ``mark``: where a dotted line is drawn, if anywhere, such as 0 for differences.
 
     >>> found = Interval(0.8, 0.7, 0.9, 50, 40, 0)
     >>> "AUROC" in intervals({"covid": {"pretrained": found}}, x_label="AUROC")
@@ -241,18 +253,26 @@ def intervals(rows: Mapping[str, Mapping[str, Interval]], *, x_label: str) -> st
         for number, name in enumerate(series):
             places = [k for k, row in enumerate(rows.values()) if name in row]
             found = [row[name] for row in rows.values() if name in row]
-            value = np.array([f.value for f in found])
-            reach = np.abs(np.array([[f.low for f in found], [f.high for f in found]]) - value)
-            shift = 0.22 * (number - (len(series) - 1) / 2)
+            low, high = np.array([[f.low, f.high] for f in found]).T
+            height = np.array(places) + 0.22 * (number - (len(series) - 1) / 2)
+            # The bar by itself: an interval need not hold its value.
             axes.errorbar(
-                value,
-                np.array(places) + shift,
-                xerr=reach,
-                fmt=MARKERS[number % len(MARKERS)],
-                color=COLOURS[number % len(COLOURS)],
+                (low + high) / 2,
+                height,
+                xerr=(high - low) / 2,
+                fmt="none",
+                ecolor=COLOURS[number % len(COLOURS)],
                 capsize=3,
+            )
+            axes.plot(
+                [f.value for f in found],
+                height,
+                MARKERS[number % len(MARKERS)],
+                color=COLOURS[number % len(COLOURS)],
                 label=name,
             )
+        if mark is not None:
+            axes.axvline(mark, color=INK, alpha=0.4, lw=0.8, ls=":")
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(x_label)

@@ -174,8 +174,8 @@ def drift_section(reference: str, headline: str, found: Mapping[str, Drift]) -> 
         tables.append(_distances(reference, found))
     pictures = []
     if any(not np.isnan(i.value) for row in drawn.values() for i in row.values()):
-        caption = f"{title} from {reference}; 0 is no fall."
-        pictures.append(pages.interval_picture(drawn, title, caption))
+        caption = f"{title} from {reference}; 0, the dotted line, is no fall."
+        pictures.append(pages.interval_picture(drawn, title, caption, mark=0.0))
     return Section("Drift", tables=tables, pictures=pictures)
 
 

@@ -290,3 +290,37 @@ def test_curves_have_bands_that_hold_them(classes):
         at = np.interp(0.5, curve.x, curve.y)
         assert curve.band.low[50] - 0.05 <= at <= curve.band.high[50] + 0.05
     assert pages._band(metrics.precision_at, truth[:, 2], score[:, 2], who, 0) is None
+
+
+def test_precision_over_recall_is_drawn_as_the_steps_that_average_precision_sums(
+    classes, monkeypatch
+):
+    """A line from point to point runs outside the band, and promises what no threshold gives."""
+    summary, labels, scores, patients = classes
+    kept = ~np.isnan(labels).any(1)
+    truth, score = labels[kept][:, 0], scores[kept][:, 0]
+    curve = pages._precision_recall(summary, 0, truth, score, patients[kept], 0)
+    area = (np.diff(curve.x) * curve.y[1:]).sum()
+    assert area == pytest.approx(float(metrics.average_precision(truth, score)))
+    np.testing.assert_allclose(
+        metrics.precision_at(truth, score, curve.x[1:]), curve.y[1:]
+    )  # and as the band reads it
+    monkeypatch.setattr(plots, "_svg", lambda figure: figure)
+    (line,) = plots.precision_recall([curve]).axes[0].lines
+    assert line.get_drawstyle() == "steps-pre"
+
+
+def test_an_interval_is_drawn_where_it_is_though_its_value_lies_outside(monkeypatch):
+    """Resampling roughens a calibration error: all resamples may be above the value."""
+    monkeypatch.setattr(plots, "_svg", lambda figure: figure)
+    rows = {"a": {"ece": Interval(0.04, 0.05, 0.07, 9, 9, 0)}}
+    (axes,) = plots.intervals(rows, x_label="calibration error", mark=0.0).axes
+    (segment,) = axes.collections[0].get_segments()
+    np.testing.assert_allclose(segment[:, 0], [0.05, 0.07])
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_label() == "ece"] == [0.04]
+    assert 0.0 in [line.get_xdata()[0] for line in axes.lines]
+
+
+def test_a_label_with_dollar_signs_is_no_formula():
+    drawn = plots.roc([plots.Curve("US$ or A$\\bad$", np.arange(2), np.arange(2))])
+    assert "US$ or A$\\bad$" in drawn
