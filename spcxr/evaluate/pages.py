@@ -42,6 +42,16 @@ TITLES = (
 LEFT_TO_DETAILS = {
     f"macro_{key}" for key in OF_A_LABEL if key not in {"auroc", "average_precision", "f1", "ece"}
 } | {"brier"}
+CALIBRATION = (
+    "Brier score: the mean squared distance of a probability from what is true. Calibration error: "
+    f"of {BINS} bins of equal width. Both are best at 0; the calibration error of few rows is well "
+    "above it by chance alone. Its resamples are rougher than the rows themselves, so its interval "
+    "leans upwards, and may lie above the value."
+)
+NO_WIDTH = (
+    " An interval without width, such as 1.000–1.000, does not mean that nothing else can be: where "
+    "n rows are all called alike, up to 3 in n may yet be called otherwise (95 %)."
+)
 CURVES_PER_PLOT = 3
 FEW_CASES = 10  # below this, resampling cannot know how varied the cases are
 BAND_RESAMPLES = 500
@@ -72,24 +82,23 @@ def comparison(
     return Table(caption, [first, *(TITLES.get(key, key) for key in keys)], rows, note.strip())
 
 
-def class_tables(summary: ClassSummary) -> list[Table]:
-    """The metrics of each class: how it ranks, what it calls, what its probabilities are worth."""
+def class_tables(
+    summary: ClassSummary, tempered: Mapping[str, tuple[Interval, float]] | None = None
+) -> list[Table]:
+    """The metrics of each class: how it ranks, what it calls, what its probabilities are worth.
+
+    ``tempered``: of each class, its calibration error before, and its temperature (NaN: none).
+    """
+    probable = _table_of("By class: probabilities", summary, ("brier", "ece"), CALIBRATION)
+    if tempered:
+        columns = [*probable.columns, "calibration error, untempered", "temperature"]
+        rows = [[*row, *tempered[str(row[0])]] for row in probable.rows]
+        probable = replace(probable, columns=columns, rows=rows)
+    calls = ("sensitivity", "specificity", "accuracy", "balanced_accuracy", "f1")
     return [
         class_table("By class: ranking", summary),
-        _table_of(
-            "By class: calls",
-            summary,
-            ("sensitivity", "specificity", "accuracy", "balanced_accuracy", "f1"),
-            _calling(summary),
-        ),
-        _table_of(
-            "By class: probabilities",
-            summary,
-            ("brier", "ece"),
-            f"Brier score: the mean squared distance of a probability from what is true. "
-            f"Calibration error: of {BINS} bins of equal width. Both are best at 0; the "
-            "calibration error of few rows is well above it by chance alone.",
-        ),
+        _table_of("By class: calls", summary, calls, _calling(summary) + _no_width(summary, calls)),
+        probable,
     ]
 
 
@@ -123,6 +132,12 @@ def _table_of(caption: str, summary: ClassSummary, keys: Sequence[str], note: st
         [name, *(summary.by_class[name][key] for key in keys)] for name in summary.names
     ]
     return Table(caption, ["class", *(TITLES[key] for key in keys)], rows, note)
+
+
+def _no_width(summary: ClassSummary, keys: Sequence[str]) -> str:
+    """`NO_WIDTH` where an interval has none (the rule of three: Hanley and Lippman-Hand 1983)."""
+    found = (summary.by_class[name][key] for name in summary.names for key in keys)
+    return NO_WIDTH if any(i.low == i.high for i in found) else ""
 
 
 def _calling(summary: ClassSummary) -> str:

@@ -42,7 +42,7 @@ SHIFT = (
     "Sets differ in who was imaged and how; a gap between two of them may be either, and a set "
     "that shares sites with training flatters the model."
 )
-LEAK = "Not a test: {} of these rows are of patients the model was trained on or chosen by."
+LEAK = "Not a test: {} of the {} rows of {} are of patients {} was trained on or chosen by."
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,6 @@ class Given:
 
     leaks: Mapping[str, Leaks | None]
     copies: int
-
-    @property
-    def leaked(self) -> int:
-        """Rows of patients or pictures that a model was trained on or chosen by."""
-        return max((leak.rows for leak in self.leaks.values() if leak), default=0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +68,19 @@ class Found:
     def name(self) -> str:
         """The test set's."""
         return self.result.test_set.name
+
+    def leaks_said(self, run: str) -> list[str]:
+        """A warning for each model that was trained on some of the rows; ``run`` is the model."""
+        return [
+            LEAK.format(
+                leak.rows,
+                len(self.result.rows),
+                self.name,
+                "the model" if model == run else Path(model).resolve().name,
+            )
+            for model, leak in self.given.leaks.items()
+            if leak and leak.rows
+        ]
 
 
 def write_all(
@@ -180,7 +188,7 @@ def page(models: Models, found: Sequence[Found], facts: Mapping[str, str]) -> Re
     title = pages.TITLES[headline]
     results = [one.result for one in found]
     what = "Classification" if trained.kind == "classify" else "Segmentation"
-    banners = [LEAK.format(one.given.leaked) for one in found if one.given.leaked]
+    banners = [leak for one in found for leak in one.leaks_said(run)]
     banners += [PHANTOMS] if any(result.test_set.drawn for result in results) else []
     return Report(
         title=f"{what} of chest X-rays: {Path(run).resolve().name}",

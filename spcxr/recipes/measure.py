@@ -217,7 +217,10 @@ def _judge_classes(
         section=Section(
             test_set.name,
             text=" ".join(_sentences(summary, len(labels), undefined, point, before, read)),
-            tables=[*pages.class_tables(summary), *group_tables(groups)],
+            tables=[
+                *pages.class_tables(summary, _tempered(trained, point, before)),
+                *group_tables(groups, test_set, usable),
+            ],
             pictures=pictures,
         ),
         rows=test_set.rows,
@@ -243,9 +246,13 @@ def _sentences(
         yield f"Without AUROC: {'; '.join(f'{n}: {why}' for n, why in undefined.items())}."
     if summary.threshold is not None:
         yield f"Calls are made at {point.origin}."
-    if before:
+    if before and summary.multilabel:
+        yield "Probabilities are tempered as the validation rows asked for (By class)."
+    elif before:
         said = "; ".join(f"{name} {error}" for name, error in before.items())
         yield f"{point.said} Calibration error before: {said}."
+    if summary.n_patients == 1:
+        yield "All are of one patient, so there are no intervals."
     if read.size:
         yield f"Read of each: the lungs' patches, {told_shares(read[:, 0])}."
 
@@ -274,6 +281,16 @@ def untempered(
         n=settings.n_bootstrap,
         seed=settings.seed,
     )
+
+
+def _tempered(
+    trained: TrainedModel, point: OperatingPoint, before: Mapping[str, Interval]
+) -> dict[str, tuple[Interval, float]]:
+    """Label -> its calibration error untempered, its temperature; nothing for one of many."""
+    if point.temperatures is None or not trained.multilabel:
+        return {}
+    each = zip(trained.names, point.temperatures.tolist(), strict=True)
+    return {name: (before[name], temperature) for name, temperature in each}
 
 
 def _cells(

@@ -116,7 +116,7 @@ def judge_masks(
         section=Section(
             test_set.name,
             text=text,
-            tables=group_tables(groups),
+            tables=group_tables(groups, measured, some),
             pictures=[pages.overlay_picture(shown, trained.names[0])],
         ),
         rows=measured.rows,

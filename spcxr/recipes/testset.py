@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from spcxr.data.store import Store
 from spcxr.evaluate import pages
 from spcxr.evaluate.intervals import Interval, Statistic
-from spcxr.evaluate.report import Section, Table
+from spcxr.evaluate.report import Cell, Section, Table
 from spcxr.evaluate.summary import age_groups, subgroups
 from spcxr.recipes.images import any_drawn
 from spcxr.train.device import Compute
@@ -153,9 +153,42 @@ def by_group(
     }
 
 
-def group_tables(groups: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> list[Table]:
-    """One table a column: the metrics of each of its groups."""
-    return [pages.comparison(f"By {column}", g, first=column) for column, g in groups.items()]
+def group_tables(
+    groups: Mapping[str, Mapping[str, Mapping[str, Interval]]], test_set: TestSet, usable: Array
+) -> list[Table]:
+    """One table a column: how many each of its groups are, their metrics, and who is in none.
+
+    A column of two groups or more that has no table of metrics, for want of images, is counted all
+    the same: its table has no row.
+    """
+    made = []
+    for column, values in test_set.groups.items():
+        names, counts = np.unique(values[usable].astype(str), return_counts=True)
+        if (names != "").sum() < 2:
+            continue
+        found = groups.get(column, {})
+        left = [
+            f"{name or 'unknown'} {count}"
+            for name, count in zip(names, counts, strict=True)
+            if name not in found
+        ]
+        note = ""
+        if left:
+            note = f"Not measured by themselves, unknown or too few images: {', '.join(left)}."
+        table = pages.comparison(f"By {column}", found, first=column, note=note)
+        made.append(_counted(table, found))
+    return made
+
+
+def _counted(table: Table, groups: Mapping[str, Mapping[str, Interval]]) -> Table:
+    """The table with the images and patients of each group after its name."""
+    first = [next(iter(found.values())) for found in groups.values()]
+    rows: list[list[Cell]] = [
+        [row[0], some.n_rows, some.n_patients, *row[1:]]
+        for row, some in zip(table.rows, first, strict=True)
+    ]
+    columns = [table.columns[0], "images", "patients", *table.columns[1:]]
+    return replace(table, columns=columns, rows=rows)
 
 
 def number(value: float) -> str:

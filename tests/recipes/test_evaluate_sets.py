@@ -63,7 +63,7 @@ def test_a_patient_of_the_training_is_refused_and_said_where_forced(
     found = metrics_of(tmp_path / "out")["sets"]["again"]["leaks"][str(model)]
     assert found["rows"] == found["copies"] == len(train) + len(val) == 64 - len(test)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Not a test: 48 of these rows are of patients the model was trained on" in page
+    assert "Not a test: 48 of the 64 rows of again are of patients the model was trained on" in page
     for file in ("predictions.csv", "metrics.json", "report.html"):
         assert "hospital-" not in (tmp_path / "out" / file).read_text()
 

@@ -65,9 +65,8 @@ def test_probabilities_are_tempered_and_labels_called_from_the_models_thresholds
     share = (called & (truth[:, 0] == 1)).sum() / (truth[:, 0] == 1).sum()
     assert found["by_class"]["square"]["sensitivity"]["value"] == pytest.approx(share)
     page = (tmp_path / "own" / "report.html").read_text()
-    assert (
-        "Probabilities are tempered as the validation rows asked for (temperature 3, none" in page
-    )
+    assert "Probabilities are tempered as the validation rows asked for (By class)" in page
+    assert "calibration error, untempered" in page
     assert "Reliability" in page
     write_thresholds(model / "model", NAMES, {"youden": np.array([0.1, 0.7])})
     with pytest.raises(SpcxrError, match="finished evaluation with other calibration; choose"):
