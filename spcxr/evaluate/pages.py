@@ -49,8 +49,8 @@ CALIBRATION = (
     "leans upwards, and may lie above the value."
 )
 NO_WIDTH = (
-    " An interval without width, such as 1.000–1.000, does not mean that nothing else can be: where "
-    "n rows are all called alike, up to 3 in n may yet be called otherwise (95 %)."
+    " An interval without width, such as 1.000–1.000, does not mean that nothing else can be: "
+    "where n rows are all called alike, up to 3 in n may yet be called otherwise (95 %)."
 )
 CURVES_PER_PLOT = 3
 FEW_CASES = 10  # below this, resampling cannot know how varied the cases are
