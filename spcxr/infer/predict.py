@@ -208,7 +208,7 @@ def forward_batches(
     Raises
     ------
     SpcxrError
-        an output that is not finite; the message names the store's row. Masks that are lacking
+        an output that is not finite; the message names the store's row and its image. Masks that are lacking
         where a model reads by them.
     """
     encoder: Any = model.encoder
@@ -233,8 +233,8 @@ def forward_batches(
         if not finite.all():
             row = int(batch[~finite][0])
             raise SpcxrError(
-                f"row {row}: the model's output is not finite; try --precision fp32, "
-                "or an earlier checkpoint"
+                f"{store.path}: row {row} ({store.manifest.column('path')[row]}): the model's output "
+                "is not finite; try --precision fp32, or an earlier checkpoint"
             )
         yield batch, output
 

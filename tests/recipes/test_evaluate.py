@@ -255,7 +255,7 @@ def test_a_store_prepared_otherwise_is_refused(work, tmp_path):
 def test_a_broken_model_is_refused(work):
     trained, store = load_trained(work / "classes"), Store.open(work / "store")
     trained.model.head.fc.bias.data[0] = float("nan")
-    with pytest.raises(SpcxrError, match="not finite; try --precision fp32"):
+    with pytest.raises(SpcxrError, match=r"row 0 \(0.png\): .* not finite; try --pre"):
         predict_classes(
             trained.model, store, np.arange(4), trained.normalisation, Compute(2, CPU, "fp32")
         )
