@@ -214,9 +214,13 @@ def reliability(curves: Sequence[Curve], counts: Sequence[Array]) -> str:
 def confusion(matrix: Array, names: Sequence[str]) -> str:
     """Confusion matrix ``(K, K)``: counts, coloured by the share of the true class -> SVG text."""
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    longest = max(len(name) for name in names)
+    slanted = len(names) > 3 or longest > 10
     side = max(2.8, 0.75 * len(names) + 1.0)
+    # Room for the names: without it a long one leaves nothing for the cells.
+    more = 0.1 * max(longest - 10, 0)
     with matplotlib.rc_context({**STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
-        figure, axes = _figure(side, side - 0.35)
+        figure, axes = _figure(side + more, side - 0.35 + 0.6 * more)
         axes.grid(False)
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(matrix):
@@ -229,7 +233,11 @@ def confusion(matrix: Array, names: Sequence[str]) -> str:
                 color="white" if share[row, column] > 0.5 else "black",
             )
         ticks = range(len(names))
-        axes.set_xticks(ticks, names, rotation=30 if len(names) > 3 else 0, ha="center")
+        axes.set_xticks(ticks, names)
+        if slanted:
+            axes.tick_params("x", rotation=30)
+            for tick in axes.get_xticklabels():
+                tick.set(ha="right", rotation_mode="anchor")
         axes.set_yticks(ticks, names)
         axes.tick_params(length=0)
         axes.set(xlabel="predicted", ylabel="true")
@@ -249,7 +257,9 @@ def intervals(
     """
     series = list(dict.fromkeys(name for row in rows.values() for name in row))
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(4.6, 1.0 + 0.26 * len(rows) * max(len(series), 1))
+        longest = max((len(name) for name in rows), default=0)
+        width = 4.6 + 0.08 * max(longest - 24, 0)  # a set may be named by its path
+        figure, axes = _figure(width, 1.0 + 0.26 * len(rows) * max(len(series), 1))
         for number, name in enumerate(series):
             places = [k for k, row in enumerate(rows.values()) if name in row]
             found = [row[name] for row in rows.values() if name in row]

@@ -208,8 +208,8 @@ def forward_batches(
     Raises
     ------
     SpcxrError
-        an output that is not finite; the message names the store's row and its image. Masks that are lacking
-        where a model reads by them.
+        an output that is not finite; the message names the store, row and image. Masks that
+        are lacking where a model reads by them.
     """
     encoder: Any = model.encoder
     for start in range(0, len(rows), compute.batch_size):
@@ -232,9 +232,9 @@ def forward_batches(
         finite = torch.isfinite(output).flatten(1).all(1).cpu().numpy()
         if not finite.all():
             row = int(batch[~finite][0])
+            image = store.manifest.column("path")[row]
             raise SpcxrError(
-                f"{store.path}: row {row} ({store.manifest.column('path')[row]}): the model's output "
-                "is not finite; try --precision fp32, or an earlier checkpoint"
+                f"{store.path}: row {row} ({image}): the model's output is not finite; try --precision fp32, or an earlier checkpoint"
             )
         yield batch, output
 

@@ -324,3 +324,12 @@ def test_an_interval_is_drawn_where_it_is_though_its_value_lies_outside(monkeypa
 def test_a_label_with_dollar_signs_is_no_formula():
     drawn = plots.roc([plots.Curve("US$ or A$\\bad$", np.arange(2), np.arange(2))])
     assert "US$ or A$\\bad$" in drawn
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_leave_room_for_what_they_name():
+    """Without room of their own they leave nothing, and matplotlib no more than warns of it."""
+    label = "a label of many words, as they are given at times"
+    assert label in plots.confusion(np.ones((2, 2)), [label, "b"])
+    rows = {f"/data/{'folder/' * 12}adults: test": {"auroc": Interval(0.8, 0.7, 0.9, 9, 9, 0)}}
+    assert "adults: test" in plots.intervals(rows, x_label="AUROC")

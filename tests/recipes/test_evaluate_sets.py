@@ -125,7 +125,9 @@ def test_a_model_of_broken_weights_is_refused_before_anything_is_written(
         return trained
 
     monkeypatch.setattr("spcxr.recipes.evaluate.load_trained", broken)
-    with pytest.raises(SpcxrError, match="row 0: the model's output is not finite"):
+    with pytest.raises(
+        SpcxrError, match=r"store: row 0 \(000.png\): the model's output is not finite"
+    ):
         run(config(model, tmp_path / "out", make_store(labels)))
     assert not (tmp_path / "out").exists()
 
