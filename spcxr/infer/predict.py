@@ -234,7 +234,8 @@ def forward_batches(
             row = int(batch[~finite][0])
             image = store.manifest.column("path")[row]
             raise SpcxrError(
-                f"{store.path}: row {row} ({image}): the model's output is not finite; try --precision fp32, or an earlier checkpoint"
+                f"{store.path}: row {row} ({image}): the model's output is not finite; try "
+                "--precision fp32, or an earlier checkpoint"
             )
         yield batch, output
 
