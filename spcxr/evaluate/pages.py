@@ -334,9 +334,10 @@ def reliability_pictures(
         errors = {name: f"{float(calibration_error(*given[name])):.3f}" for name in part}
         curves = [plots.Curve(f"{name} ({errors[name]})", x, y) for name, (x, y, _) in made.items()]
         said = "; ".join(f"{name} {error}" for name, error in errors.items())
+        whose = f"of {', '.join(part)}" if summary.multilabel else "(the highest of each image)"
         pictures.append(
             Picture(
-                f"Reliability of the {what} of {', '.join(part)} (calibration error): on the "
+                f"Reliability of the {what} {whose}, and calibration error: on the "
                 "dotted line they mean what they say. Below: the rows of each bin.",
                 f"Reliability diagram of the {what}. Calibration error: {said}.",
                 svg=plots.reliability(curves, [count for _, _, count in made.values()]),

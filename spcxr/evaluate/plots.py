@@ -168,8 +168,9 @@ def _draw_rates(axes: Axes, curves: Sequence[Curve], style: Drawn = "default") -
 
 
 def _legend(axes: Axes, count: int) -> None:
-    """Below the plot, where it covers no curve."""
-    axes.figure.legend(loc="outside lower center", ncols=min(count, 2))
+    """Below the plot, where it covers no curve; long names stand under each other."""
+    long = any(len(name) > 22 for name in axes.get_legend_handles_labels()[1])
+    axes.figure.legend(loc="outside lower center", ncols=1 if long else min(count, 2))
 
 
 def reliability(curves: Sequence[Curve], counts: Sequence[Array]) -> str:

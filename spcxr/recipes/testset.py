@@ -181,13 +181,13 @@ def group_tables(
 
 
 def _counted(table: Table, groups: Mapping[str, Mapping[str, Interval]]) -> Table:
-    """The table with the images and patients of each group after its name."""
+    """The table with the images, and patients, of each group after its name."""
     first = [next(iter(found.values())) for found in groups.values()]
     rows: list[list[Cell]] = [
-        [row[0], some.n_rows, some.n_patients, *row[1:]]
+        [row[0], f"{some.n_rows} ({some.n_patients})", *row[1:]]
         for row, some in zip(table.rows, first, strict=True)
     ]
-    columns = [table.columns[0], "images", "patients", *table.columns[1:]]
+    columns = [table.columns[0], "images (patients)", *table.columns[1:]]
     return replace(table, columns=columns, rows=rows)
 
 

@@ -259,7 +259,7 @@ def test_models_side_by_side():
 def test_the_reliability_of_labels_and_of_one_class_of_many(classes):
     summary, labels, scores, _ = classes
     (picture,) = pages.reliability_pictures(summary, labels, scores, what="raw probabilities")
-    assert "raw probabilities of highest probability" in picture.caption
+    assert "raw probabilities (the highest of each image)" in picture.caption
     (flat,) = pages.reliability_pictures(summary, labels, np.full_like(scores, 1 / 3))
     # of those who are all called the first class at 1/3
     apart = abs(1 / 3 - np.nanmean(labels[:, 0]))
@@ -327,9 +327,14 @@ def test_a_label_with_dollar_signs_is_no_formula():
 
 
 @pytest.mark.filterwarnings("error")
-def test_long_names_leave_room_for_what_they_name():
+def test_long_names_leave_room_for_what_they_name(monkeypatch):
     """Without room of their own they leave nothing, and matplotlib no more than warns of it."""
     label = "a label of many words, as they are given at times"
     assert label in plots.confusion(np.ones((2, 2)), [label, "b"])
+    for name, columns in (("short", 2), (label, 1)):
+        with monkeypatch.context() as patched:
+            patched.setattr(plots, "_svg", lambda figure: figure)
+            curves = [plots.Curve(one, np.arange(2), np.arange(2)) for one in (name, "b")]
+            assert plots.roc(curves).legends[0]._ncols == columns
     rows = {f"/data/{'folder/' * 12}adults: test": {"auroc": Interval(0.8, 0.7, 0.9, 9, 9, 0)}}
     assert "adults: test" in plots.intervals(rows, x_label="AUROC")

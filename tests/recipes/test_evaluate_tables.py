@@ -44,8 +44,8 @@ def test_a_group_stands_with_its_images_and_patients_and_the_others_are_named(me
     patients = [f"p{i // 2}" for i in range(64)]
     _, result = measured({"site": site, "patient_id": patients, "split": ["test"] * 64})
     table = tables(result)["By site"]
-    assert table.columns[:4] == ["site", "images", "patients", "mean AUROC"]
-    assert [row[:3] for row in table.rows] == [["a", 30, 15], ["b", 24, 12]]
+    assert table.columns[:3] == ["site", "images (patients)", "mean AUROC"]
+    assert [row[:2] for row in table.rows] == [["a", "30 (15)"], ["b", "24 (12)"]]
     assert "too few images: unknown 3, c 7." in table.note
 
 
