@@ -23,6 +23,9 @@ from spcxr.train.distributed import World
 
 Array = NDArray[Any]
 Rows = NDArray[np.int64]
+SAME_CLASSES = (
+    "Means are over the classes with both kinds of images in a group: not always the same ones."
+)
 
 
 @dataclass(frozen=True)
@@ -172,10 +175,10 @@ def group_tables(
             for name, count in zip(names, counts, strict=True)
             if name not in found
         ]
-        note = ""
+        note = SAME_CLASSES if any("macro_auroc" in metrics for metrics in found.values()) else ""
         if left:
-            note = f"Not measured by themselves, unknown or too few images: {', '.join(left)}."
-        table = pages.comparison(f"By {column}", found, first=column, note=note)
+            note += f" Not measured by themselves, unknown or too few images: {', '.join(left)}."
+        table = pages.comparison(f"By {column}", found, first=column, note=note.strip())
         made.append(_counted(table, found))
     return made
 

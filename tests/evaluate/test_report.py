@@ -271,7 +271,7 @@ def test_the_reliability_of_labels_and_of_one_class_of_many(classes):
         values, values * 0.5 + 0.2, np.arange(50), tuple("abcde"), multilabel=True, n=50
     )
     drawn = pages.reliability_pictures(several, values, values * 0.5 + 0.2)
-    assert ["a, b, c" in drawn[0].caption, " d " in drawn[1].caption] == [True, True]
+    assert ["a, b, c" in drawn[0].caption, " d," in drawn[1].caption] == [True, True]
     assert len(drawn) == 2
     assert "; e" not in drawn[1].alt  # nothing is known of it
     for shown in [*drawn, picture]:

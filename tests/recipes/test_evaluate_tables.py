@@ -47,6 +47,7 @@ def test_a_group_stands_with_its_images_and_patients_and_the_others_are_named(me
     assert table.columns[:3] == ["site", "images (patients)", "mean AUROC"]
     assert [row[:2] for row in table.rows] == [["a", "30 (15)"], ["b", "24 (12)"]]
     assert "too few images: unknown 3, c 7." in table.note
+    assert "Means are over the classes with both kinds of images in a group" in table.note
 
 
 def test_groups_of_which_only_one_is_large_are_counted_without_figures(measured):
