@@ -338,3 +338,10 @@ def test_long_names_leave_room_for_what_they_name(monkeypatch):
             assert plots.roc(curves).legends[0]._ncols == columns
     rows = {f"/data/{'folder/' * 12}adults: test": {"auroc": Interval(0.8, 0.7, 0.9, 9, 9, 0)}}
     assert "adults: test" in plots.intervals(rows, x_label="AUROC")
+
+
+def test_on_paper_no_table_is_cut_off(report):
+    """A box that scrolls hides on paper what is wider than the paper."""
+    _, printed = render(report).split("@media print {")
+    assert ".scroll { overflow: visible; }" in printed
+    assert "table { font-size: 8.5pt; }" in printed
