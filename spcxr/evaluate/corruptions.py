@@ -1,9 +1,9 @@
 """Radiographs made worse on purpose, mildly to strongly: how far do a model's figures fall?
 
 Each is what happens to real images: noise of a low dose, blur of a moving patient, another
-machine's grey curve, burned-in words, a narrow field, a tilted patient, and MONOCHROME1 read as
-MONOCHROME2. The strengths are ours. What is drawn depends on (seed, row, corruption) alone, so two
-models see the same images, in whatever batches.
+machine's grey curve (gamma), burned-in text, a narrow field (crop), a tilted patient, and
+MONOCHROME1 read as MONOCHROME2. The strengths are ours. What is drawn depends on (seed, row,
+corruption) alone, so two models see the same images, in whatever batches.
 """
 
 from __future__ import annotations
@@ -168,9 +168,9 @@ def _inversion(images: Tensor, level: float, draws: list[Draw]) -> Tensor:
 CORRUPTIONS = {
     "noise": Corruption("Gaussian noise", (0.02, 0.05, 0.1), _noise),
     "blur": Corruption("Gaussian blur", (0.005, 0.01, 0.02), _blur),
-    "gamma": Corruption("another grey curve", (1.3, 1.7, 2.5), _gamma),
-    "text": Corruption("burned-in words", (0.05, 0.08, 0.12), _text),
-    "crop": Corruption("a narrower field", (0.9, 0.8, 0.7), _crop, moves=True),
+    "gamma": Corruption("gamma", (1.3, 1.7, 2.5), _gamma),
+    "text": Corruption("burned-in text", (0.05, 0.08, 0.12), _text),
+    "crop": Corruption("crop", (0.9, 0.8, 0.7), _crop, moves=True),
     "rotation": Corruption("rotation", (5.0, 10.0, 20.0), _rotation, moves=True),
-    "inversion": Corruption("white for black", (1.0,), _inversion),
+    "inversion": Corruption("inversion (MONOCHROME)", (1.0,), _inversion),
 }

@@ -43,8 +43,8 @@ class Interval:
         if np.isnan(self.value):
             return "–"
         if np.isnan(self.low):
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+            return f"{self.value:z.3f}"
+        return f"{self.value:z.3f} ({self.low:z.3f} to {self.high:z.3f})"
 
 
 def resample_counts(patients: ArrayLike, *, n: int, seed: int) -> Iterator[Array]:

@@ -260,12 +260,15 @@ def intervals(
     with matplotlib.rc_context(STYLE):
         longest = max((len(name) for name in rows), default=0)
         width = 4.6 + 0.08 * max(longest - 24, 0)  # a set may be named by its path
-        figure, axes = _figure(width, 1.0 + 0.26 * len(rows) * max(len(series), 1))
+        most = max((len(row) for row in rows.values()), default=1)
+        figure, axes = _figure(width, 1.0 + 0.26 * len(rows) * max(most, 1))
         for number, name in enumerate(series):
-            places = [k for k, row in enumerate(rows.values()) if name in row]
-            found = [row[name] for row in rows.values() if name in row]
+            own = [(k, row) for k, row in enumerate(rows.values()) if name in row]
+            found = [row[name] for _, row in own]
             low, high = np.array([[f.low, f.high] for f in found]).T
-            height = np.array(places) + 0.22 * (number - (len(series) - 1) / 2)
+            # The bars of a row stand around its line, however many it has.
+            beside = [list(row).index(name) - (len(row) - 1) / 2 for _, row in own]
+            height = np.array([k for k, _ in own]) + 0.66 / most * np.array(beside)
             # The bar by itself: an interval need not hold its value.
             axes.errorbar(
                 (low + high) / 2,

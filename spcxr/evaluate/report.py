@@ -119,22 +119,24 @@ def cell(value: Cell) -> Markup:
 
     >>> print(cell(0.25), cell(3), cell(float("nan")), cell("a < b"))
     0.250 3 – a &lt; b
+    >>> print(cell(-0.0001))  # rounded, a sign would be of nothing
+    0.000
     >>> print(cell(Interval(0.5, 0.4, 0.6, 10, 10, 0)))
     <span class="value">0.500</span> <span class="range">0.400–0.600</span>
     """
     if isinstance(value, Interval):
         if math.isnan(value.value):
             return Markup("–")
-        made = Markup('<span class="value">{:.3f}</span>').format(value.value)
+        made = Markup('<span class="value">{:z.3f}</span>').format(value.value)
         if math.isnan(value.low):
             return made
         dash = " to " if value.low < 0 else "–"
-        span = Markup(' <span class="range">{:.3f}{}{:.3f}</span>')
+        span = Markup(' <span class="range">{:z.3f}{}{:z.3f}</span>')
         return made + span.format(value.low, dash, value.high)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return Markup("–")
     if isinstance(value, float):
-        return Markup("{:.3f}").format(value)
+        return Markup("{:z.3f}").format(value)
     return escape(value)
 
 
