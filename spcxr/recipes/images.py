@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ def open_images(
         store = Store.open(_prepared(settings))
     if wanted is not None:
         refuse_other_preprocess(store, wanted, init)
+        own, seen = store.preprocess.size_px, wanted.get("size_px", 0)
+        if own < seen:
+            print(
+                f"{store.path}: images of {own} px, enlarged for {init}, which was trained on "
+                f"{seen}; prepare them with --size-px {seen} for detail",
+                file=sys.stderr,
+            )
     return store
 
 

@@ -79,3 +79,15 @@ def test_phantoms_are_found_among_the_rows_that_count(tmp_path):
         chosen = np.array(rows, np.int64)
         assert phantoms_among(store, chosen) is found
         assert phantoms_among(store, RowSet.from_rows(chosen)) is found
+
+
+def test_images_smaller_than_those_trained_on_are_told(folder, tmp_path, capsys):
+    open_images(str(folder), tmp_path / "made", size_px=32)
+    wanted = Preprocess(size_px=48).to_dict()
+    store = open_images(str(tmp_path / "made"), tmp_path, size_px=48, wanted=wanted, init="runs/a")
+    assert store.preprocess.size_px == 32
+    assert (
+        "images of 32 px, enlarged for runs/a, which was trained on 48" in capsys.readouterr().err
+    )
+    open_images(str(tmp_path / "made"), tmp_path, size_px=32, wanted=store.preprocess.to_dict())
+    assert "enlarged" not in capsys.readouterr().err
