@@ -11,6 +11,7 @@ import click
 
 from spcxr import __version__
 from spcxr.cli.options import one_line_when_stopped, recipe_options
+from spcxr.cli.use_segment import segment
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ def train() -> None:
 @click.group(cls=Group)
 @click.version_option(__version__, prog_name="spcxr")
 def use() -> None:
-    """Use spcxr: what this machine offers."""
+    """Use spcxr: segment radiographs; see what this machine offers."""
+
+
+use.add_command(segment)
 
 
 @use.command()

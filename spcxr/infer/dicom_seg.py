@@ -7,6 +7,7 @@ Pixel Measures are written, which would ask for a slice thickness that a project
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ ALGORITHM, MAKER = "spcxr segment", "spcxr"
 BLANK_IF_UNKNOWN = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate",
                     "StudyTime", "StudyID", "AccessionNumber", "PatientOrientation")  # fmt: skip
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
-SEXES = ("M", "F", "O")
+SEXES, AGE = ("M", "F", "O"), re.compile(r"\d{3}[DWMY]")  # PS3.5 6.2, AS
 SERIES_NUMBER = 7000  # ours: far above a study's own
 INSTALL = "--dicom-seg needs highdicom; pip install 'spcxr[dicom-out]'"
 
@@ -143,12 +144,17 @@ def to_seg(
 
 
 def _fill(source: pydicom.Dataset) -> None:
-    """Blank elements where the source has none: highdicom asks for them, and blank is unknown."""
+    """Blank elements where the source has none: highdicom asks for them, and blank is unknown.
+
+    Sex and age that are none of DICOM's would make the SEG invalid, too: they are not copied.
+    """
     for name in BLANK_IF_UNKNOWN:
         if name not in source:
             setattr(source, name, "")
     if source.PatientSex not in SEXES:
         source.PatientSex = ""
+    if not AGE.fullmatch(str(source.get("PatientAge", "000Y"))):
+        del source.PatientAge
 
 
 def _descriptions(structures: tuple[str, ...], version: str) -> list[Any]:

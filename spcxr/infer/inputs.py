@@ -1,4 +1,4 @@
-"""What a command of the use side was given: files and folders -> files, each with a name of its own.
+"""What a command was given, files and folders -> files, each with a name of its own.
 
 Names of results come from names of files alone, never from what a header says.
 """
@@ -6,7 +6,7 @@ Names of results come from names of files alone, never from what a header says.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,18 @@ class Input:
     name: str
 
 
-def find_inputs(given: Sequence[str | Path]) -> list[Input]:
+def find_inputs(
+    given: Sequence[str | Path], taken: Mapping[Path, str] | None = None
+) -> list[Input]:
     """Every file once, in the order given; those of a folder sorted, with its sub-folders' names.
 
     A name is the file's without its suffix; where two would be one, those keep the suffix, and
     from then on are numbered.
+
+    Parameters
+    ----------
+    taken
+        files of earlier runs and the names that they have, and keep.
 
     Raises
     ------
@@ -52,25 +59,25 @@ def find_inputs(given: Sequence[str | Path]) -> list[Input]:
             found = {one: Path(one.name)}
         for path, called in found.items():
             files.setdefault(path, called)
-    return [
-        Input(path, name) for path, name in zip(files, _names(list(files.values())), strict=True)
-    ]
+    names = _names(files, taken or {})
+    return [Input(path, name) for path, name in zip(files, names, strict=True)]
 
 
-def _names(called: list[Path]) -> list[str]:
-    """Of case-blind file systems, too: ``A.png`` and ``a.png`` must not be one."""
-    short = [path.with_suffix("").as_posix() for path in called]
+def _names(files: Mapping[Path, Path], taken: Mapping[Path, str]) -> list[str]:
+    """For file systems that are blind to case, too: ``A.png`` and ``a.png`` must not be one."""
+    short = [called.with_suffix("").as_posix() for called in files.values()]
     often = Counter(name.lower() for name in short)
-    names = [
-        path.as_posix() if often[name.lower()] > 1 else name
-        for path, name in zip(called, short, strict=True)
-    ]
-    seen: set[str] = set()
-    for position, name in enumerate(names):
-        number, unique = 1, name
-        while unique.lower() in seen:
+    seen = {name.lower() for name in taken.values()}
+    names = []
+    for (path, called), plain in zip(files.items(), short, strict=True):
+        if path in taken:
+            names.append(taken[path])
+            continue
+        wanted = called.as_posix() if often[plain.lower()] > 1 else plain
+        number, name = 1, wanted
+        while name.lower() in seen:
             number += 1
-            unique = f"{name}-{number}"
-        seen.add(unique.lower())
-        names[position] = unique
+            name = f"{wanted}-{number}"
+        seen.add(name.lower())
+        names.append(name)
     return names

@@ -1,0 +1,285 @@
+"""Files and folders through a trained `Segmenter`: masks, pictures, DICOM SEG, and a table.
+
+list the files -> read and prepare them in threads -> predict in batches -> mend, bring back onto
+the file's own grid, measure and write in threads -> a row each, in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from spcxr import __version__
+from spcxr.data.presets import Prepared, Preprocess
+from spcxr.data.study import Rejected, Study, read_study
+from spcxr.errors import NothingDone, SpcxrError
+from spcxr.infer import dicom_seg, pictures
+from spcxr.infer.inputs import Input, find_inputs
+from spcxr.infer.mask_scores import Scores, entropy, mean_of_two, scores_of, to_original
+from spcxr.infer.measures import measure, square_mm
+from spcxr.infer.postprocess import POSTS, tidy
+from spcxr.infer.predict import TrainedModel, load_trained
+from spcxr.infer.quality import flags
+from spcxr.infer.segment_table import DONE, REJECTED, Row, Table, measured, open_table
+from spcxr.train.batches import prefetch
+from spcxr.train.device import Compute
+
+THREADS = 2
+LATERAL = "it is a lateral view by its header; the model knows frontal ones"
+NO_SPACING = "pixel spacing is not known: mm2 left blank"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is made of each file beside its mask, and how the mask is mended (`tidy`)."""
+
+    overlay: bool = True
+    dicom_seg: bool = False
+    post: str = "default"
+    uncertainty: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A file as read: its study, what the model is shown of it, and its header for a SEG."""
+
+    given: Input
+    study: Study
+    prepared: Prepared
+    source: pydicom.Dataset | None
+
+
+@dataclass(frozen=True, eq=False)
+class Refused:
+    """A file that was not read, and why."""
+
+    given: Input
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """A file and the model's log-probabilities ``(1 + K, S, S)``; of its mirror image if asked."""
+
+    ready: Ready
+    plain: Scores
+    mirrored: Scores | None
+
+
+def segment_files(
+    model: str | Path,
+    given: Sequence[str | Path],
+    out: str | Path,
+    wanted: Wanted,
+    compute: Compute,
+) -> Table:
+    """Segment every file of ``given``; results are in ``out``, one row a file in ``segment.csv``.
+
+    Called again with the same ``out``, files that have a row are left as they are.
+
+    Returns
+    -------
+    the closed table, with its counts.
+
+    Raises
+    ------
+    SpcxrError
+        a model that draws no masks, inputs that are not there, an ``out`` of other settings, or
+        structures that have no code where a SEG is wanted.
+    NothingDone
+        every file was rejected.
+    """
+    tool = Tool(load_trained(model, compute.device), Path(out), wanted, compute)
+    settings = {**asdict(wanted), "model": tool.version}
+    with open_table(tool.out, tool.trained.names, settings) as table:
+        todo = [one for one in find_inputs(given, table.names) if one.path not in table.names]
+        ahead = compute.batch_size + THREADS
+        read = prefetch(tool.read, todo, threads=THREADS, ahead=ahead)
+        bar = tqdm(total=len(todo), desc="segment", unit="image", file=sys.stderr)
+        with quiet(), bar:
+            for _, row in prefetch(
+                tool.finish, tool.predict(one for _, one in read), threads=THREADS, ahead=1
+            ):
+                table.add(row)
+                bar.update()
+    if not table.done:
+        raise NothingDone(
+            f"{table.first_reason} (all {table.rejected} rejected: see {tool.out}/segment.csv)"
+        )
+    return table
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pydicom, highdicom and Pillow from quoting headers while threads read.
+
+    Each reading silences them for itself; but what one thread silences, another one that is done
+    first would let loose. Within this, nothing is loose at any time.
+    """
+    logger, writer = logging.getLogger("pydicom"), logging.getLogger("highdicom")
+    level = writer.level
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.addFilter(nothing)
+        writer.setLevel(logging.CRITICAL + 1)  # it has many loggers, and quotes odd names
+        try:
+            yield
+        finally:
+            logger.removeFilter(nothing)
+            writer.setLevel(level)
+
+
+class Tool:
+    """A model and what is wanted of it: reads, predicts and finishes files one by one.
+
+    Raises
+    ------
+    SpcxrError
+        a model that draws no masks, an unknown ``post``, structures without a code for a SEG.
+    """
+
+    def __init__(self, trained: TrainedModel, out: Path, wanted: Wanted, compute: Compute) -> None:
+        if trained.kind != "segment":
+            raise SpcxrError(
+                f"{trained.folder}: answers {', '.join(trained.names)} and draws no masks; give a "
+                "run of spcxr-train segment"
+            )
+        if wanted.post not in POSTS:
+            raise SpcxrError(f"post is {wanted.post!r}; choose one of: {', '.join(POSTS)}")
+        if wanted.dicom_seg:
+            dicom_seg.refuse_uncoded(trained.names)
+        self.trained, self.out, self.wanted, self.compute = trained, out, wanted, compute
+        self.preprocess = Preprocess.from_dict(trained.config["preprocess"])
+        self.version = f"{__version__} {_digest(trained.folder)}"
+
+    def read(self, given: Input) -> Ready | Refused:
+        """One file, prepared as the model's images were."""
+        try:
+            study = read_study(given.path)
+            if study.view == "LATERAL":
+                raise Rejected(given.path, LATERAL)
+            source = dicom_seg.read_source(given.path) if self.wanted.dicom_seg else None
+            return Ready(given, study, self.preprocess(study), source)
+        except Rejected as error:
+            return Refused(given, error.reason)
+
+    def predict(self, read: Iterator[Ready | Refused]) -> Iterator[Predicted | Refused]:
+        """Batch by batch, in order; memory does not grow with their number."""
+        while several := list(itertools.islice(read, self.compute.batch_size)):
+            ready = [one for one in several if isinstance(one, Ready)]
+            plain, mirrored = self._scores(ready)
+            number = iter(range(len(ready)))
+            for one in several:
+                if isinstance(one, Refused):
+                    yield one
+                    continue
+                k = next(number)
+                yield Predicted(one, plain[k], None if mirrored is None else mirrored[k])
+
+    def _scores(self, ready: list[Ready]) -> tuple[Scores, Scores | None]:
+        if not ready:
+            return np.zeros((0, 0, 0, 0), np.float32), None
+        squares = np.stack([one.prepared.pixels for one in ready])
+        arguments = (self.trained, squares, self.preprocess, self.compute)
+        twice = self.wanted.uncertainty
+        return scores_of(*arguments), scores_of(*arguments, mirrored=True) if twice else None
+
+    def finish(self, one: Predicted | Refused) -> Row:
+        """Mend, bring back, measure, write: the file's row."""
+        given = one.given if isinstance(one, Refused) else one.ready.given
+        row: Row = {"path": str(given.path), "name": given.name}
+        try:
+            if isinstance(one, Refused):
+                raise Rejected(given.path, one.reason)
+            return row | {"status": DONE} | self._results(one)
+        except Rejected as error:
+            return row | {"status": REJECTED, "reason": error.reason}
+
+    def _results(self, one: Predicted) -> Row:
+        ready, names = one.ready, self.trained.names
+        study, box = ready.study, ready.prepared.box
+        shape = (study.pixels.shape[0], study.pixels.shape[1])
+        scores = one.plain if one.mirrored is None else mean_of_two(one.plain, one.mirrored)
+        decided = tidy(scores.argmax(0).astype(np.uint8), names, self.wanted.post)
+        mask = to_original(scores, decided, self.preprocess, shape, box)
+        found = measure(mask, names, study)
+        row: Row = {
+            "flags": "; ".join(flags(mask, names, study, found)),
+            "notes": "; ".join((*study.notes, *(() if study.spacing_mm else (NO_SPACING,)))),
+            "height_px": shape[0],
+            "width_px": shape[1],
+            "cardiothoracic_ratio": found.cardiothoracic,
+        }
+        if study.spacing_mm is not None:
+            row |= {"spacing_row_mm": study.spacing_mm[0], "spacing_column_mm": study.spacing_mm[1]}
+        for name in measured(names):
+            area, called = found.areas_px.get(name), name.replace(" ", "_")
+            row[f"area_px_{called}"] = area
+            if area is not None:
+                row[f"area_mm2_{called}"] = square_mm(area, study.spacing_mm)
+        return row | self._written(ready, mask) | self._doubt(one, scores, decided, shape)
+
+    def _written(self, ready: Ready, mask: NDArray[np.uint8]) -> Row:
+        """The files of a mask; a SEG of nothing is none."""
+        name, names, row = ready.given.name, self.trained.names, {}
+        if ready.source is not None and mask.any():
+            seg = dicom_seg.to_seg(ready.given.path, ready.source, mask, names, self.version)
+            row["dicom_seg"] = self._place("dicom_seg", f"{name}.dcm")
+            seg.save_as(self.out / row["dicom_seg"], enforce_file_format=True)
+        row["mask"] = self._place("masks", f"{name}.png")
+        pictures.save_mask(mask, self.out / row["mask"])
+        if self.wanted.overlay:
+            row["overlay"] = self._place("overlays", f"{name}.jpg")
+            drawn = pictures.overlay(ready.study.pixels, mask, names)
+            drawn.save(self.out / row["overlay"], quality=pictures.JPEG_QUALITY)
+        return row
+
+    def _doubt(
+        self, one: Predicted, scores: Scores, decided: NDArray[np.uint8], shape: tuple[int, int]
+    ) -> Row:
+        """Mean entropy of what was found, and how far the mirror image's answer agrees (Dice)."""
+        if one.mirrored is None:
+            return {}
+        doubt, inside = entropy(scores), decided > 0
+        row: Row = {
+            "uncertainty": float(doubt[inside].mean()) if inside.any() else None,
+            "uncertainty_map": self._place("uncertainty", f"{one.ready.given.name}.png"),
+        }
+        first, second = one.plain.argmax(0), one.mirrored.argmax(0)
+        total = np.count_nonzero(first) + np.count_nonzero(second)
+        if total:
+            same = np.count_nonzero((first == second) & (first > 0))
+            row["flip_dice"] = 2 * same / total
+        drawn = self.preprocess.to_original(doubt, shape, one.ready.prepared.box)
+        pictures.save_map(drawn, self.out / row["uncertainty_map"])
+        return row
+
+    def _place(self, folder: str, name: str) -> str:
+        """A path below ``out``, its folder made."""
+        (self.out / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        return f"{folder}/{name}"
+
+
+def _digest(folder: Path) -> str:
+    """Which model it is: of its settings and head, which differ between any two trained runs."""
+    made: Any = hashlib.blake2b(digest_size=6)
+    for name in ("config.json", "head.safetensors"):
+        made.update((folder / name).read_bytes())
+    return str(made.hexdigest())
