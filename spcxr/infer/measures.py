@@ -59,9 +59,8 @@ def measure(mask: Mask, structures: tuple[str, ...], study: Study) -> Measures:
     >>> dict(found.areas_px), found.lung_pieces
     ({'lung': 28, 'right lung': 16, 'left lung': 12}, 2)
     """
-    counts = np.bincount(mask.ravel(), minlength=1 + len(structures))
     low = [name.lower() for name in structures]
-    areas = {name: int(counts[k]) for k, name in enumerate(low, start=1)}
+    areas = {name: int(np.count_nonzero(mask == k)) for k, name in enumerate(low, start=1)}
     pieces = None
     whole = [k for k, name in enumerate(low, start=1) if name in LUNGS]
     if whole:
@@ -97,13 +96,13 @@ def two_lungs(inside: NDArray[Any]) -> tuple[int, tuple[int, int] | None]:
     >>> two_lungs(np.array([[1, 1, 0, 0, 1]], bool)), two_lungs(np.ones((2, 2), bool))
     ((2, (2, 1)), (1, None))
     """
-    pieces, sizes = pieces_of(inside)
+    pieces, sizes = pieces_of(inside[_box(inside)])
     lungs = np.flatnonzero(sizes > LEAST_PIECE * sizes.max(initial=0))
     if len(lungs) < 2:
         return len(lungs), None
     largest = lungs[np.argsort(-sizes[lungs], kind="stable")[:2]]
-    numbers = np.arange(1, len(sizes))
-    columns = np.array([c for _, c in ndimage.center_of_mass(inside, pieces, numbers)])
+    spans = [span[1] for span in ndimage.find_objects(pieces)]
+    columns = np.array([(span.start + span.stop) / 2 for span in spans])
     middle = columns[largest - 1].mean()
     on_left = int(sizes[1:][columns <= middle].sum())
     return len(lungs), (on_left, int(sizes.sum()) - on_left)
@@ -129,6 +128,14 @@ def cardiothoracic(mask: Mask, names: list[str], study: Study) -> float:
         return math.nan
     heart, chest = _width(mask == hearts[0]), _width(np.isin(mask, lungs))
     return heart / chest if heart else math.nan
+
+
+def _box(inside: NDArray[Any]) -> tuple[slice, slice]:
+    """The rows and columns that hold anything: most of a radiograph is outside the lungs."""
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    if not len(rows):
+        return slice(0, 1), slice(0, 1)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _width(inside: NDArray[Any]) -> int:
