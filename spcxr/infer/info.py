@@ -14,7 +14,8 @@ import spcxr
 from spcxr.ops import dispatch
 from spcxr.train.device import pick_device, pick_precision
 
-LIBRARIES = ("torch", "triton", "numpy", "pydicom", "pillow", "monai", "pyarrow", "safetensors")
+LIBRARIES = ("torch", "triton", "numpy", "pydicom", "pillow", "monai", "pyarrow", "safetensors",
+             "highdicom")  # fmt: skip
 DICOM_PLUGINS = ("pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm")
 
 

@@ -11,8 +11,8 @@ import itertools
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from spcxr import __version__
 from spcxr.data.presets import Prepared, Preprocess
 from spcxr.data.study import Rejected, Study, read_study
-from spcxr.errors import NothingDone, SpcxrError
+from spcxr.errors import Interrupted, NothingDone, SpcxrError
 from spcxr.infer import dicom_seg, pictures
 from spcxr.infer.inputs import Input, find_inputs
 from spcxr.infer.mask_scores import Scores, entropy, mean_of_two, scores_of, to_original
@@ -36,6 +36,7 @@ from spcxr.infer.quality import flags
 from spcxr.infer.segment_table import DONE, REJECTED, Row, Table, measured, open_table
 from spcxr.train.batches import prefetch
 from spcxr.train.device import Compute
+from spcxr.train.interrupt import watch_signals
 
 THREADS = 2
 LATERAL = "it is a lateral view by its header; the model knows frontal ones"
@@ -101,25 +102,41 @@ def segment_files(
         structures that have no code where a SEG is wanted.
     NothingDone
         every file was rejected.
+    Interrupted
+        Ctrl-C or SIGTERM; what has a row is kept.
     """
     tool = Tool(load_trained(model, compute.device), Path(out), wanted, compute)
     settings = {**asdict(wanted), "model": tool.version}
     with open_table(tool.out, tool.trained.names, settings) as table:
         todo = [one for one in find_inputs(given, table.names) if one.path not in table.names]
-        ahead = compute.batch_size + THREADS
-        read = prefetch(tool.read, todo, threads=THREADS, ahead=ahead)
-        bar = tqdm(total=len(todo), desc="segment", unit="image", file=sys.stderr)
-        with quiet(), bar:
-            for _, row in prefetch(
-                tool.finish, tool.predict(one for _, one in read), threads=THREADS, ahead=1
-            ):
-                table.add(row)
-                bar.update()
+        _work_through(tool, todo, table)
     if not table.done:
         raise NothingDone(
             f"{table.first_reason} (all {table.rejected} rejected: see {tool.out}/segment.csv)"
         )
     return table
+
+
+def _work_through(tool: Tool, todo: list[Input], table: Table) -> None:
+    """A row for each file, in order, with one bar; a signal stops between two rows."""
+    ahead, pace = tool.compute.batch_size + THREADS, 0.2 if sys.stderr.isatty() else 10.0
+    bar = tqdm(total=len(todo), desc="segment", unit="image", mininterval=pace)
+    with (
+        quiet(),
+        watch_signals() as signals,
+        bar,
+        closing(prefetch(tool.read, todo, threads=THREADS, ahead=ahead)) as read,
+        closing(tool.predict(one for _, one in read)) as predicted,
+        closing(prefetch(tool.finish, predicted, threads=THREADS, ahead=1)) as rows,
+    ):
+        for _, row in rows:
+            table.add(row)
+            bar.update()
+            if signals.came and bar.n < len(todo):
+                raise Interrupted(
+                    f"{tool.out}: stopped by {signals.came} with {bar.n} of {len(todo)} images "
+                    "done; the same command goes on from there"
+                )
 
 
 @contextmanager
@@ -180,7 +197,9 @@ class Tool:
         except Rejected as error:
             return Refused(given, error.reason)
 
-    def predict(self, read: Iterator[Ready | Refused]) -> Iterator[Predicted | Refused]:
+    def predict(
+        self, read: Iterator[Ready | Refused]
+    ) -> Generator[Predicted | Refused, None, None]:
         """Batch by batch, in order; memory does not grow with their number."""
         while several := list(itertools.islice(read, self.compute.batch_size)):
             ready = [one for one in several if isinstance(one, Ready)]
@@ -199,7 +218,12 @@ class Tool:
         squares = np.stack([one.prepared.pixels for one in ready])
         arguments = (self.trained, squares, self.preprocess, self.compute)
         twice = self.wanted.uncertainty
-        return scores_of(*arguments), scores_of(*arguments, mirrored=True) if twice else None
+        try:
+            plain = scores_of(*arguments)
+            return plain, scores_of(*arguments, mirrored=True) if twice else None
+        except SpcxrError as error:
+            files = ", ".join(str(one.given.path) for one in ready)
+            raise SpcxrError(f"{files}: {error}") from error
 
     def finish(self, one: Predicted | Refused) -> Row:
         """Mend, bring back, measure, write: the file's row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -49,7 +49,7 @@ def epoch_batches(
 
 def prefetch(
     fetch: Callable[[K], T], keys: Iterable[K], *, threads: int = 1, ahead: int = 2
-) -> Iterator[tuple[K, T]]:
+) -> Generator[tuple[K, T], None, None]:
     """``(key, fetch(key))`` for each batch's key in order, fetched by threads ahead of their use.
 
     At most ``threads + ahead`` results wait. An error of ``fetch`` is raised when its batch

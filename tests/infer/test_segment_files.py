@@ -2,9 +2,11 @@
 
 import csv
 import gc
+import signal
 import weakref
 from dataclasses import replace
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -14,7 +16,7 @@ from pydicom.data import get_testdata_file
 from spcxr.cli import use
 from spcxr.data.phantom_dicom import save, to_dataset
 from spcxr.data.phantom_draw import draw
-from spcxr.errors import NothingDone, SpcxrError
+from spcxr.errors import Interrupted, NothingDone, SpcxrError
 from spcxr.infer import segment_files as module
 from spcxr.infer.segment_files import Wanted, segment_files
 
@@ -206,13 +208,13 @@ def test_a_stopped_command_goes_on(drawing, png, compute, tmp_path, monkeypatch)
 
     def stopping(*arguments, **settings):
         if len(list((out / "masks").glob("*.png"))) >= 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
         return real(*arguments, **settings)
 
     real = module.pictures.save_mask
     with monkeypatch.context() as patch:
         patch.setattr(module.pictures, "save_mask", stopping)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted, match=r"stopped by SIGTERM with \d of 6 images done"):
             segment_files(model, files, out, Wanted(), compute)
     kept = len(rows(out))
     assert 0 < kept < 6
@@ -280,3 +282,15 @@ def test_all_rejected_names_the_first(drawing, compute, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(NothingDone, match=r"a.png: it is no DICOM"):
         segment_files(drawing("lung"), [tmp_path / "a.png"], tmp_path / "o", Wanted(), compute)
+
+
+def test_a_broken_model_names_its_files(drawing, png, compute, tmp_path):
+    model = drawing("lung")
+    module.load_trained(model, "cpu").model.steps.fill_(np.nan)
+    with pytest.raises(SpcxrError, match=r"a\.png: .*the model's output is not finite"):
+        segment_files(model, [png("a.png")], tmp_path / "out", Wanted(), compute)
+
+
+def test_every_flag_has_help():
+    for parameter in use.commands["segment"].params:
+        assert isinstance(parameter, click.Argument) or parameter.help, parameter.name
