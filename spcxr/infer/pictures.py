@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,32 @@ def overlay(
     picture = np.repeat(drawn[..., None], 3, axis=2)
     small = resize_nearest(mask, (height, width))
     for number in range(1, 1 + len(structures)):
-        line = outline(small == number, max(1, round(min(height, width) / 300)))
-        picture[line] = COLOURS[(number - 1) % len(COLOURS)]
-    made = Image.new("RGB", (width, height + LEGEND_PX), BACKGROUND)
+        border = outline(small == number, max(1, round(min(height, width) / 300)))
+        picture[border] = COLOURS[(number - 1) % len(COLOURS)]
+    places, lines = _legend_places(structures, width)
+    made = Image.new("RGB", (width, height + lines * LEGEND_PX), BACKGROUND)
     made.paste(Image.fromarray(picture))
-    _legend(made, structures)
+    pen = ImageDraw.Draw(made)
+    for number, (name, (left, line)) in enumerate(zip(structures, places, strict=True)):
+        middle = height + LEGEND_PX * line + LEGEND_PX // 2
+        colour = COLOURS[number % len(COLOURS)]
+        pen.rectangle((left, middle - 5, left + 10, middle + 5), fill=colour)
+        pen.text((left + 16, middle), name, fill=WORDS, font=_font(), anchor="lm")
     return made
 
 
-def _legend(picture: Image.Image, structures: tuple[str, ...]) -> None:
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-    middle, left = picture.height - LEGEND_PX // 2, 8.0
-    for number, name in enumerate(structures):
-        box = (left, middle - 5, left + 10, middle + 5)
-        pen.rectangle(box, fill=COLOURS[number % len(COLOURS)])
-        pen.text((left + 16, middle), name, fill=WORDS, font=font, anchor="lm")
-        left += 16 + pen.textlength(name, font=font) + 18
+def _legend_places(structures: tuple[str, ...], width: int) -> tuple[list[tuple[float, int]], int]:
+    """(left, line) of each name, and the number of lines: what does not fit goes to the next."""
+    places, left, line = [], 8.0, 0
+    for name in structures:
+        wide = 34 + _font().getlength(name)
+        if left > 8 and left + wide > width:
+            left, line = 8.0, line + 1
+        places.append((left, line))
+        left += wide
+    return places, line + 1
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(13)

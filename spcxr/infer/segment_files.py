@@ -137,6 +137,8 @@ def _work_through(tool: Tool, todo: list[Input], table: Table) -> None:
                     f"{tool.out}: stopped by {signals.came} with {bar.n} of {len(todo)} images "
                     "done; the same command goes on from there"
                 )
+        if tool.read_whole:
+            tqdm.write(f"no lung found in {tool.read_whole} images: read whole", file=sys.stderr)
 
 
 @contextmanager
@@ -184,6 +186,7 @@ class Tool:
             dicom_seg.refuse_uncoded(trained.names)
         self.trained, self.out, self.wanted, self.compute = trained, out, wanted, compute
         self.preprocess = Preprocess.from_dict(trained.config["preprocess"])
+        self.read_whole = 0
         self.version = f"{__version__} {_digest(trained.folder)}"
 
     def read(self, given: Input) -> Ready | Refused:
@@ -219,7 +222,9 @@ class Tool:
         arguments = (self.trained, squares, self.preprocess, self.compute)
         twice = self.wanted.uncertainty
         try:
+            before = _whole(self.trained)
             plain = scores_of(*arguments)
+            self.read_whole += _whole(self.trained) - before
             return plain, scores_of(*arguments, mirrored=True) if twice else None
         except SpcxrError as error:
             files = ", ".join(str(one.given.path) for one in ready)
@@ -299,6 +304,11 @@ class Tool:
         """A path below ``out``, its folder made."""
         (self.out / folder / name).parent.mkdir(parents=True, exist_ok=True)
         return f"{folder}/{name}"
+
+
+def _whole(trained: TrainedModel) -> int:
+    """In how many images a model that looks at the lungs' box has found none, so far."""
+    return int(getattr(getattr(trained.model, "framing", None), "missed", 0))
 
 
 def _digest(folder: Path) -> str:

@@ -5,6 +5,7 @@ import gc
 import signal
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -294,3 +295,23 @@ def test_a_broken_model_names_its_files(drawing, png, compute, tmp_path):
 def test_every_flag_has_help():
     for parameter in use.commands["segment"].params:
         assert isinstance(parameter, click.Argument) or parameter.help, parameter.name
+
+
+def test_long_legends_go_on_in_a_next_line():
+    pixels = np.eye(64, dtype=np.uint8)
+    short = module.pictures.overlay(pixels, pixels, ("lung",))
+    long = module.pictures.overlay(pixels, pixels, ("right lung", "left lung", "heart"))
+    line = module.pictures.LEGEND_PX
+    assert (short.height, long.height) == (64 + line, 64 + 3 * line)
+    colours = [np.asarray(long)[64 + line * k + line // 2, 12].tolist() for k in range(3)]
+    assert colours == [list(colour) for colour in module.pictures.COLOURS[:3]]
+
+
+def test_images_that_a_finder_missed_are_counted(drawing, png, compute, tmp_path, capsys):
+    """A model that looks at the lungs' box says how often it found none."""
+    model = drawing("lung")
+    levels = module.load_trained(model, "cpu").model
+    levels.framing = SimpleNamespace(missed=3)
+    levels.register_forward_hook(lambda *_: setattr(levels.framing, "missed", 5))
+    segment_files(model, [png("a.png")], tmp_path / "out", Wanted(), compute)
+    assert "no lung found in 2 images: read whole" in capsys.readouterr().err
