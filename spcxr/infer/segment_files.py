@@ -199,6 +199,8 @@ class Tool:
             return Ready(given, study, self.preprocess(study), source)
         except Rejected as error:
             return Refused(given, error.reason)
+        except SpcxrError as error:  # a preset that can make nothing of it
+            return Refused(given, str(error))
 
     def predict(
         self, read: Iterator[Ready | Refused]

@@ -315,3 +315,19 @@ def test_images_that_a_finder_missed_are_counted(drawing, png, compute, tmp_path
     levels.register_forward_hook(lambda *_: setattr(levels.framing, "missed", 5))
     segment_files(model, [png("a.png")], tmp_path / "out", Wanted(), compute)
     assert "no lung found in 2 images: read whole" in capsys.readouterr().err
+
+
+def test_what_the_preset_cannot_prepare_is_a_row_too(drawing, png, compute, tmp_path, monkeypatch):
+    model, good, flat = drawing("lung"), png("a.png"), png("b.png")
+    real = module.Preprocess.__call__
+
+    def refusing(self, study):
+        if study.pixels.shape == (7, 7):
+            raise SpcxrError("every pixel of the image has the same value; leave it out")
+        return real(self, study)
+
+    Image.fromarray(np.arange(49, dtype=np.uint8).reshape(7, 7)).save(flat)
+    monkeypatch.setattr(module.Preprocess, "__call__", refusing)
+    table = segment_files(model, [good, flat], tmp_path / "out", Wanted(), compute)
+    assert (table.done, table.rejected) == (1, 1)
+    assert table.first_reason.startswith(f"{flat}: every pixel of the image has the same value")
