@@ -34,6 +34,7 @@ from spcxr.errors import SpcxrError
 
 NO_MASK = 255
 KINDS, MANIFEST = ("images", "masks"), "manifest.parquet"
+LUNG = ("lung",)  # what a binary mask shows, where nothing else is said
 OPEN_SHARDS = 64  # mapped at once: each holds one file handle
 SHARD_BYTES = 512 * 2**20
 
@@ -113,6 +114,11 @@ class Store:
         return any(shard.get("masks") for shard in self._shards)
 
     @property
+    def structures(self) -> tuple[str, ...]:
+        """What the masks show: class number k is ``structures[k - 1]``; one lung if not said."""
+        return tuple(self.facts.get("structures", LUNG))
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """uint8 or uint16."""
         return np.dtype(self.facts["dtype"])
@@ -122,7 +128,8 @@ class Store:
         return self._gather("images", rows, self.dtype)
 
     def masks(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """``(n, S, S)`` uint8: 1 inside, 0 outside, 255 where nothing is known."""
+        """``(n, S, S)`` uint8 class numbers: k is ``structures[k - 1]``, 0 none of them, 255 where
+        nothing is known."""
         if not self.has_masks:
             raise SpcxrError(f"{self.path}: no row has a mask; prepare a manifest with mask_path")
         return self._gather("masks", rows, np.dtype(np.uint8))
