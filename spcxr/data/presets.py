@@ -234,6 +234,16 @@ class Preprocess:
             made[(*index, *window)] = resize(content[index], shape)
         return made
 
+    def shrink(self, study_shape: tuple[int, int]) -> tuple[float, float]:
+        """How many rows and columns of a study ``(H, W)`` one pixel of the square stands for.
+
+        >>> Preprocess(size_px=2, fit="stretch").shrink((2, 4))
+        (1.0, 2.0)
+        """
+        window, box = self._window(study_shape), self._box(study_shape)
+        rows, columns = (side.stop - side.start for side in window)
+        return rows / box[2], columns / box[3]
+
     def _window(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
         """The part of the study that is kept: all of it, or its central square."""
         height, width = shape

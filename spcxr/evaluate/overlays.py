@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,21 @@ from scipy import ndimage
 from spcxr.errors import SpcxrError
 
 Array = NDArray[Any]
+Colour = tuple[int, int, int]
 
 # Okabe-Ito: told apart with any colour vision, and visible on grey.
 TRUE_COLOUR = (86, 180, 233)
 PREDICTED_COLOUR = (230, 159, 0)
+STRUCTURE_COLOURS = (
+    (86, 180, 233),
+    (230, 159, 0),
+    (204, 121, 167),
+    (240, 228, 66),
+    (0, 158, 115),
+    (213, 94, 0),
+    (0, 114, 178),
+)
+SHADE = 0.35  # how much of its colour a true mask of several structures is
 DRAWN_PX = 224
 GAP_PX = 6
 BICUBIC = Image.Resampling.BICUBIC
@@ -44,8 +55,12 @@ def outline(mask: Array, width_px: int = 1) -> NDArray[np.bool_]:
     return inside & ~ndimage.binary_erosion(inside, iterations=width_px)
 
 
-def overlay(image: Array, predicted: Array, truth: Array | None = None) -> NDArray[np.uint8]:
+def overlay(
+    image: Array, predicted: Array, truth: Array | None = None, *, structures: int = 1
+) -> NDArray[np.uint8]:
     """Outlines over a radiograph: the prediction orange, the true mask (if any) blue.
+
+    Several structures have a colour each: a line around the prediction, a shade over the true mask.
 
     Parameters
     ----------
@@ -53,6 +68,8 @@ def overlay(image: Array, predicted: Array, truth: Array | None = None) -> NDArr
         ``(H, W)`` uint8 or uint16.
     predicted, truth
         ``(H, W)`` bool or class numbers, 0 = background.
+    structures
+        how many class numbers there are; of one, all but 0 is the same.
 
     Returns
     -------
@@ -62,6 +79,8 @@ def overlay(image: Array, predicted: Array, truth: Array | None = None) -> NDArr
     >>> drawn = overlay(np.zeros((112, 112), np.uint8), np.ones((112, 112)))
     >>> drawn.shape, drawn[0, 0].tolist()
     ((224, 224, 3), [230, 159, 0])
+    >>> overlay(drawn[..., 0], np.full((224, 224), 2), structures=2)[0, 0].tolist()
+    [230, 159, 0]
     """
     if image.shape != predicted.shape or (truth is not None and truth.shape != image.shape):
         raise SpcxrError(f"mask {predicted.shape} over image {image.shape}; sizes must be equal")
@@ -70,11 +89,44 @@ def overlay(image: Array, predicted: Array, truth: Array | None = None) -> NDArr
     tile = Image.fromarray(grey8(image)).resize((times * width, times * height), BICUBIC)
     picture = np.array(tile.convert("RGB"))
     line_px = max(1, round(min(picture.shape[:2]) / 180))
+
+    def enlarged(mask: Array) -> NDArray[np.bool_]:
+        return mask.repeat(times, axis=0).repeat(times, axis=1)
+
+    if structures > 1:
+        numbered = list(enumerate(structure_colours(structures), start=1))
+        for k, colour in numbered:
+            if truth is None:
+                break
+            shaded = enlarged(np.equal(truth, k))
+            picture[shaded] = (1 - SHADE) * picture[shaded] + SHADE * np.array(colour)
+        for k, colour in numbered:
+            picture[outline(enlarged(np.equal(predicted, k)), line_px)] = colour
+        return picture
     for mask, colour in ((truth, TRUE_COLOUR), (predicted, PREDICTED_COLOUR)):
         if mask is not None:
-            enlarged = mask.astype(bool).repeat(times, axis=0).repeat(times, axis=1)
-            picture[outline(enlarged, line_px)] = colour
+            picture[outline(enlarged(mask.astype(bool)), line_px)] = colour
     return picture
+
+
+def structure_colours(count: int) -> tuple[Colour, ...]:
+    """The colours of several structures, in the order of their class numbers.
+
+    >>> structure_colours(2)
+    ((86, 180, 233), (230, 159, 0))
+    """
+    return tuple(STRUCTURE_COLOURS[k % len(STRUCTURE_COLOURS)] for k in range(count))
+
+
+def legend_of(names: Sequence[str]) -> dict[str, Colour]:
+    """What the colours of `overlay` mean.
+
+    >>> legend_of(["lung"])
+    {'prediction': (230, 159, 0), 'true mask': (86, 180, 233)}
+    """
+    if len(names) < 2:
+        return {"prediction": PREDICTED_COLOUR, "true mask": TRUE_COLOUR}
+    return dict(zip(names, structure_colours(len(names)), strict=True))
 
 
 def best_median_worst(values: Array) -> tuple[tuple[str, int], ...]:
@@ -143,9 +195,44 @@ def sheet(
     return made
 
 
-def side_by_side(examples: Sequence[tuple[str, float, Array, Array]]) -> bytes:
-    """Examples ``(caption, Dice, image, overlay)`` in columns, the plain images above -> PNG."""
+def side_by_side(
+    examples: Sequence[tuple[str, float, Array, Array]], legend: Mapping[str, Colour] | None = None
+) -> bytes:
+    """Examples ``(caption, Dice, image, overlay)`` in columns, the plain images above -> PNG.
+
+    ``legend``: what stands below, name by colour (`legend_of`).
+    """
     captions = [f"{name}: Dice {value:.3f}" for name, value, _, _ in examples]
     plain = [image for _, _, image, _ in examples]
     drawn = [picture for _, _, _, picture in examples]
-    return grid([plain, drawn], captions)
+    made = sheet([plain, drawn], captions)
+    if legend:
+        made = with_legend(made, legend)
+    buffer = io.BytesIO()
+    made.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def with_legend(picture: Image.Image, legend: Mapping[str, Colour]) -> Image.Image:
+    """A picture with a strip below it: a patch of each colour and its name, in lines that fit.
+
+    >>> with_legend(Image.new("RGB", (200, 90)), {"heart": (204, 121, 167)}).size
+    (200, 112)
+    """
+    font = ImageFont.load_default(13)
+    places, left, line = [], GAP_PX, 0
+    for name, colour in legend.items():
+        width = 2 * CAPTION_PX + round(font.getlength(name))
+        if left > GAP_PX and left + width > picture.width:
+            left, line = GAP_PX, line + 1
+        places.append((left, picture.height + line * CAPTION_PX, name, colour))
+        left += width
+    height = picture.height + (line + 1) * CAPTION_PX
+    made = Image.new("RGB", (picture.width, height), BACKGROUND)
+    made.paste(picture)
+    pen = ImageDraw.Draw(made)
+    for left, top, name, colour in places:
+        middle = top + CAPTION_PX // 2
+        pen.rectangle((left, middle - 5, left + 10, middle + 5), fill=colour)
+        pen.text((left + 16, middle), name, fill=WORDS, font=font, anchor="lm")
+    return made

@@ -13,7 +13,7 @@ from spcxr.evaluate import metrics, plots
 from spcxr.evaluate.calibration import BINS, calibration_error, reliability_curve, top_label
 from spcxr.evaluate.delong import PairedTest
 from spcxr.evaluate.intervals import Interval, resample_counts
-from spcxr.evaluate.overlays import side_by_side
+from spcxr.evaluate.overlays import legend_of, side_by_side
 from spcxr.evaluate.provenance import provenance as provenance
 from spcxr.evaluate.report import Cell, Picture, Table
 from spcxr.evaluate.summary import ClassSummary, usable_rows
@@ -37,11 +37,17 @@ TITLES = (
     {f"macro_{key}": f"mean {title}" for key, title in OF_A_LABEL.items()}
     | OF_A_LABEL
     | {"dice": "Dice", "iou": "IoU"}
+    | {
+        f"{key}_{unit}": f"{title}, {unit}"
+        for unit in ("px", "mm")
+        for key, title in (("hd95", "HD95"), ("hd", "Hausdorff"), ("asd", "surface distance"))
+    }
 )
 # What `comparison` leaves to the tables of the single set.
 LEFT_TO_DETAILS = {
     f"macro_{key}" for key in OF_A_LABEL if key not in {"auroc", "average_precision", "f1", "ece"}
-} | {"brier"}
+} | {"brier", "hd_px", "hd_mm"}
+OF_STRUCTURE = "Dice of "  # a structure's own among the means; they are left as well
 CALIBRATION = (
     "Brier score: the mean squared distance of a probability from what is true. Calibration error: "
     f"of {BINS} bins of equal width. Both are best at 0; the calibration error of few rows is well "
@@ -68,13 +74,12 @@ def comparison(
     ['', 'AUROC']
     """
     keys = list(dict.fromkeys(key for found in results.values() for key in found))
-    keys = [key for key in keys if key not in LEFT_TO_DETAILS]
+    keys = [k for k in keys if k not in LEFT_TO_DETAILS and not k.startswith(OF_STRUCTURE)]
     rows: list[list[Cell]] = [
         [name, *(found.get(key) for key in keys)] for name, found in results.items()
     ]
-    undefined = max(
-        (i.n_undefined for found in results.values() for i in found.values()), default=0
-    )
+    shown = [i for found in results.values() for i in found.values() if not np.isnan(i.value)]
+    undefined = max((i.n_undefined for i in shown), default=0)
     if undefined:
         note += (
             f" Up to {undefined} resamples held no case of a class and are left out of an interval."
@@ -360,19 +365,25 @@ def confusion_picture(matrix: Array, names: Sequence[str]) -> Picture:
     )
 
 
-def overlay_picture(examples: Sequence[tuple[str, float, Array, Array]], what: str) -> Picture:
+def overlay_picture(
+    examples: Sequence[tuple[str, float, Array, Array]], what: str, names: Sequence[str] = ()
+) -> Picture:
     """Examples ``(caption, Dice, image, overlay)``: each a row, plain and with its outlines.
+
+    ``names``: the structures that have colours of their own, where there are several.
 
     >>> tile = np.zeros((8, 8), np.uint8)
     >>> overlay_picture([("best", 0.97, tile, tile)], "lungs").alt
     'Outlines of lungs over radiographs: best, Dice 0.970.'
     """
     said = "; ".join(f"{name}, Dice {value:.3f}" for name, value, _, _ in examples)
+    how = "the prediction in orange, the true mask in blue"
+    if len(names) > 1:
+        how = "a line around the prediction, a shade over the true mask, a colour each"
     return Picture(
-        f"{what}: the prediction in orange, the true mask in blue; {said}. "
-        "The upper row shows the images alone.",
+        f"{what}: {how}; {said}. The upper row shows the images alone.",
         f"Outlines of {what} over radiographs: {said}.",
-        png=side_by_side(examples),
+        png=side_by_side(examples, legend_of(names)),
     )
 
 

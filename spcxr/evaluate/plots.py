@@ -245,6 +245,57 @@ def confusion(matrix: Array, names: Sequence[str]) -> str:
         return _svg(figure)
 
 
+def histogram(series: Mapping[str, Array], *, x_label: str, bins: int = 20) -> str:
+    """How many images (y) have a value between 0 and 1 (x), a line each of ``series`` -> SVG text.
+
+    The bins begin at the lowest bin edge that holds a value; NaN is left out.
+
+    >>> "images" in histogram({"lung": np.array([0.9, 0.95, np.nan])}, x_label="Dice")
+    True
+    """
+    known = {name: values[~np.isnan(values)] for name, values in series.items()}
+    lowest = min((float(v.min()) for v in known.values() if len(v)), default=0.0)
+    edges = np.linspace(np.floor(10 * lowest) / 10 if lowest < 1 else 0.9, 1.0, bins + 1)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure()
+        for number, (name, values) in enumerate(known.items()):
+            counts, _ = np.histogram(values, edges)
+            axes.stairs(
+                counts,
+                edges,
+                color=COLOURS[number % len(COLOURS)],
+                linestyle=DASHES[number % len(DASHES)],
+                linewidth=1.8,
+                label=name,
+                fill=False,
+            )
+        axes.set(xlabel=x_label, ylabel="images")
+        axes.set_ylim(bottom=0)
+        if len(series) > 1:
+            _legend(axes, len(series))
+        return _svg(figure)
+
+
+def over_labels(curves: Sequence[Curve], *, x_label: str, y_label: str) -> str:
+    """A figure (y) over how many were labelled (x, logarithmic), with bands -> SVG text.
+
+    >>> curve = Curve("pretrained", np.array([5, 50]), np.array([0.8, 0.9]))
+    >>> "pretrained" in over_labels([curve], x_label="images", y_label="Dice")
+    True
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure()
+        _draw(axes, curves)
+        for number, line in enumerate(axes.lines):
+            line.set(marker=MARKERS[number % len(MARKERS)], markersize=5)
+        axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
+        ticks = sorted({float(x) for curve in curves for x in curve.x})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        _legend(axes, len(curves))
+        return _svg(figure)
+
+
 def intervals(
     rows: Mapping[str, Mapping[str, Interval]], *, x_label: str, mark: float | None = None
 ) -> str:

@@ -26,8 +26,8 @@ MACRO = ("macro_auroc", "macro_average_precision")
 MEANING = (
     "The first set's figure less the other's: above 0 is a fall, and an interval that holds 0 is "
     "no proof of one. Sets without a common patient are resampled each by itself. Average "
-    "precision and accuracy also follow how frequent the classes are; of Brier score and "
-    "calibration error less is better, so a fall is below 0."
+    "precision and accuracy also follow how frequent the classes are; of Brier score, "
+    "calibration error and distances less is better, so a fall is below 0."
 )
 
 

@@ -76,8 +76,9 @@ def predict(
 
     A model that reads the lungs alone adds a last column, the share of each image that it read,
     where nothing is changed.
-    For masks ``(n, 2)``: Dice and IoU, so that no mask need be kept. ``change`` is done to the
-    images first; ``name`` (the set's, if not given) is shown with the progress, ``""`` shows none.
+    For masks the figures of `measure_masks.overlaps_of`, so that no mask need be kept. ``change``
+    is done to the images first; ``name`` (the set's, if not given) is shown with the progress,
+    ``""`` shows none.
     """
     rows = rows_to_measure(trained, test_set)
     name = test_set.name if name is None else name

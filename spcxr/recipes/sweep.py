@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spcxr.evaluate import metrics, pages
+from spcxr.evaluate import pages
 from spcxr.evaluate.corruptions import CORRUPTIONS, corrupt
 from spcxr.evaluate.intervals import Interval, Statistic, bootstrap_all
 from spcxr.evaluate.ranking import Ranking, like
@@ -20,6 +20,7 @@ from spcxr.evaluate.report import Cell, Section, Table
 from spcxr.evaluate.summary import mean_of_known
 from spcxr.infer.predict import TrainedModel
 from spcxr.recipes.measure import predict
+from spcxr.recipes.measure_masks import mean_dice
 from spcxr.recipes.operating import operating_point
 from spcxr.recipes.testset import Answers, Result, Rows, Settings, TestSet, progress
 
@@ -101,10 +102,10 @@ def headline(answers: Answers | None, found: Array) -> Statistic:
     answers
         of classes; None for masks.
     found
-        scores ``(m, K)``; of masks Dice and IoU ``(m, 2)``.
+        scores ``(m, K)``; of masks what `measure_masks.overlaps_of` found.
     """
     if answers is None:
-        return Kept(partial(metrics.mean, found[:, 0]))
+        return Kept(mean_dice(found))
     # The mean AUROC alone: `summarise_classes` would make ten other figures for each resample.
     rankings = [Ranking(t, s) for t, s in zip(answers.truth.T, found.T, strict=True)]
 
