@@ -6,13 +6,22 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics, pages, plots
 from spcxr.evaluate.delong import delong_paired
 from spcxr.evaluate.intervals import Interval, bootstrap, paired_bootstrap
 from spcxr.evaluate.metrics import auroc
-from spcxr.evaluate.overlays import best_median_worst, grid, overlay
+from spcxr.evaluate.overlays import (
+    SHADE,
+    best_median_worst,
+    grid,
+    legend_of,
+    overlay,
+    structure_colours,
+    with_legend,
+)
 from spcxr.evaluate.report import (
     NOT_A_DEVICE,
     PHANTOMS,
@@ -210,6 +219,31 @@ def test_overlay_draws_the_prediction_over_the_truth():
     assert small[100, 100].tolist() == [156] * 3
     with pytest.raises(SpcxrError, match="sizes must be equal"):
         overlay(image, mask[:10])
+
+
+def test_overlay_of_several_structures_has_a_colour_each():
+    image = np.full((224, 224), 100, np.uint8)
+    predicted, truth = np.zeros((2, 224, 224), np.uint8)
+    truth[20:100, 20:100], truth[120:200, 120:200] = 1, 2
+    predicted[20:60, 20:60], predicted[120:160, 120:160] = 2, 1  # taken for one another
+    picture = overlay(image, predicted, truth, structures=2)
+    lung, heart = structure_colours(2)
+    assert picture[20, 40].tolist() == list(heart)  # the line is of what was said
+    assert picture[120, 140].tolist() == list(lung)
+    for place, colour in (((80, 80), lung), ((180, 180), heart)):  # the shade of what is true
+        expected = (1 - SHADE) * 100 + SHADE * np.array(colour)
+        np.testing.assert_allclose(picture[place], expected, atol=1)
+    assert picture[210, 10].tolist() == [100, 100, 100]
+    assert len(set(structure_colours(7))) == 7
+
+
+def test_a_legend_names_every_colour_in_lines_that_fit():
+    names = [f"structure {k}" for k in range(6)]
+    page = with_legend(Image.new("RGB", (230, 50)), legend_of(names))
+    shown = {tuple(pixel) for pixel in np.asarray(page)[50:].reshape(-1, 3)}
+    assert set(structure_colours(6)) <= shown
+    assert page.width == 230
+    assert legend_of(["lung"]).keys() == {"prediction", "true mask"}
 
 
 def test_best_median_worst_of_one_and_of_none():
