@@ -18,8 +18,7 @@ Array = NDArray[Any]
 
 DISTANCES_SAID = (
     "HD95 and Hausdorff: the 95th percentile and the largest of the distances between the borders, "
-    "the worse of both ways; surface distance: their mean over both borders (MONAI's definitions). "
-    "Pixels are those of the prepared image."
+    "the worse of both ways; surface distance: their mean over both borders (MONAI's definitions)."
 )
 AT_THE_DETECTOR = "Millimetres are by the spacing in the file's header, often that at the detector."
 

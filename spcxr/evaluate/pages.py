@@ -188,33 +188,37 @@ def _ranking_note(summary: ClassSummary) -> str:
 
 
 def paired_table(caption: str, comparisons: Mapping[str, Comparison]) -> Table:
-    """Model A beside model B: one row a metric or label, their difference and its test.
+    """Model A beside model B: one row a metric or label, their difference and its test if any.
 
     >>> a, b = Interval(0.9, 0.8, 1.0, 50, 40, 0), Interval(0.8, 0.7, 0.9, 50, 40, 0)
     >>> apart = Interval(0.1, 0.02, 0.18, 50, 40, 0)
     >>> made = paired_table("A beside B", {"mean AUROC": Comparison(a, b, apart)})
     >>> made.columns
-    ['', 'A', 'B', 'A − B', 'A − B, DeLong', 'p']
+    ['', 'A', 'B', 'A − B']
     """
+    tested = any(found.test for found in comparisons.values())
     rows: list[list[Cell]] = []
     for name, found in comparisons.items():
         test = found.test
         rows.append([name, found.first, found.second, found.difference])
         if test is None:
-            rows[-1] += [None, None]
+            rows[-1] += [None, None] if tested else []
             continue
         rows[-1].append(
             replace(found.difference, value=test.difference, low=test.low, high=test.high)
         )
         rows[-1].append("–" if np.isnan(test.p) else "< 0.001" if test.p < 0.001 else test.p)
     count = sum(found.test is not None for found in comparisons.values())
-    note = "A − B: the same patients are drawn for both models. p: DeLong's test of no difference."
+    note = "A − B: the same patients are drawn for both models."
+    if tested:
+        note += " p: DeLong's test of no difference."
     if count > 1:
         note += (
             f" Of {count} tests, one in twenty falls below 0.05 by chance: they are not corrected "
             "for being many."
         )
-    return Table(caption, ["", "A", "B", "A − B", "A − B, DeLong", "p"], rows, note)
+    columns = ["", "A", "B", "A − B", *(["A − B, DeLong", "p"] if tested else [])]
+    return Table(caption, columns, rows, note)
 
 
 @dataclass(frozen=True)

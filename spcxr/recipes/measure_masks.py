@@ -138,7 +138,11 @@ def section(
 
     shown = examples(store, measured.rows, mean_of_known(dice), predicted, names)
     count = len(np.unique(measured.patients))
-    text = [f"{len(each)} images with a mask, of {count} patients."]
+    side = store.preprocess.size_px
+    text = [
+        f"{len(each)} images with a mask, of {count} patients, measured as they were prepared "
+        f"({side} x {side} pixels)."
+    ]
     if len(names) == 1 and names != store.structures:
         text.append(f"Their masks of {store.structures[0]} are taken to show {names[0]}.")
     if absent := [n for n, k in zip(names, matched(store, names), strict=True) if not k]:

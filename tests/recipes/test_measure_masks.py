@@ -13,6 +13,7 @@ from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
 from spcxr.data.store import StoreWriter
 from spcxr.errors import SpcxrError
+from spcxr.evaluate.surface import surface_distances
 from spcxr.infer.predict import load_trained, predict_masks
 from spcxr.models.decoder import UNETRDecoder
 from spcxr.models.vit import VisionTransformer
@@ -178,6 +179,35 @@ def test_another_model_and_corruptions_are_said_of_masks(work, store, evaluated)
     clean = metrics["overall"]["dice"]["value"]
     assert fall["fall"]["value"] == pytest.approx(clean - fall["value"]["value"])
     assert "a line around the prediction, a shade over the true mask" in page
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+def test_millimetres_are_those_of_the_original(tmp_path, fit):
+    """Two masks drawn on an image of 300 x 200 pixels of 0.7 x 1.3 mm, whatever becomes of it."""
+    shape, spacing = (300, 200), np.array([[0.7, 1.3]])
+    drawn = np.zeros((2, *shape), bool)
+    drawn[0, 80:220, 60:100] = True
+    drawn[1, 90:215, 66:130] = True
+    preprocess = Preprocess(size_px=128, fit=fit)
+    with StoreWriter(tmp_path / "store", preprocess) as writer:
+        squares = [preprocess.mask(mask.astype(np.uint8)) for mask in drawn]
+        for square in squares:
+            writer.add(square, square)
+        facts = dict(
+            zip(
+                ("image_height_px", "image_width_px", "spacing_row_mm", "spacing_column_mm"),
+                ([v] * 2 for v in (*shape, *spacing[0])),
+                strict=True,
+            )
+        )
+        table = {"path": ["a.png", "b.png"], "mask_path": ["m.png", "n.png"]}
+        columns = {name: pa.array(values) for name, values in facts.items()}
+        manifest = Manifest.from_columns(table, root=".").with_columns(columns)
+        size = masks.pixel_mm(writer.finish(manifest))[:1]
+    _, true = surface_distances(drawn[:1], drawn[1:], pixel_mm=spacing)
+    _, found = surface_distances(squares[0][None], squares[1][None], pixel_mm=size)
+    np.testing.assert_allclose(found, true, atol=size.max())
+    assert true[0, 1] == pytest.approx(30 * 1.3)
 
 
 def test_structures_are_matched_by_name(work, store):
