@@ -11,14 +11,15 @@ from monai.metrics import DiceMetric, HausdorffDistanceMetric
 
 from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
-from spcxr.data.store import StoreWriter
+from spcxr.data.store import Store, StoreWriter
 from spcxr.errors import SpcxrError
+from spcxr.evaluate.mask_summary import FIGURES
 from spcxr.evaluate.surface import surface_distances
 from spcxr.infer.predict import load_trained, predict_masks
 from spcxr.models.decoder import UNETRDecoder
 from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import save_model_folder
-from spcxr.recipes import masks
+from spcxr.recipes import masks, prepare
 from spcxr.recipes.evaluate import EvaluateConfig, run
 from spcxr.recipes.measure import judge, predict
 from spcxr.recipes.measure_masks import mean_dice
@@ -231,3 +232,46 @@ def test_a_structure_that_the_masks_do_not_show_is_not_measured(work, store):
     assert result.predictions[2]["dice clavicle"] == ""
     one = np.ones(COUNT)
     assert float(mean_dice(found)(one)) == pytest.approx(result.overall["dice"].value)
+
+
+def test_one_structure_is_taken_for_the_other_and_it_is_said(work, tmp_path):
+    square = np.zeros((2, SIDE, SIDE), np.uint8)
+    square[:, 8:20, 8:20] = 1
+    with StoreWriter(tmp_path / "store", Preprocess(size_px=SIDE)) as writer:
+        for mask in square:
+            writer.add(100 * mask, mask)
+        table = {"path": ["a.png", "b.png"], "mask_path": ["m.png", "n.png"]}
+        one = writer.finish(Manifest.from_columns(table, root="."))
+    trained = load_trained(segmenter(work / "single", ["square"]))
+    test_set = TestSet("all", "here", one, np.arange(2))
+    result = judge(trained, test_set, predict(trained, test_set, SETTINGS), SETTINGS)
+    assert "Their masks of lung are taken to show square." in result.section.text
+    assert "no distance in millimetres" in result.section.text
+    assert "Dice of square" not in result.overall
+    assert [t.caption for t in result.section.tables] == ["By structure"]
+
+
+def test_on_real_masks(work, tmp_path, shared_data):
+    """A few children of the open set: masks compared with themselves moved by three columns."""
+    with (shared_data / "seg_manifest.csv").open(newline="") as stream:
+        rows = [r for r in csv.DictReader(stream) if "Kermany" in r["source"]][:6]
+    with (tmp_path / "few.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["path", "mask_path"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    real = Store.open(
+        prepare.run(
+            prepare.PrepareConfig(
+                sources=(str(tmp_path / "few.csv"),), root=str(shared_data),
+                out=str(tmp_path / "store"), size_px=128,
+            )
+        )
+    )  # fmt: skip
+    everyone = np.arange(len(real))
+    moved = [(everyone, np.roll(real.masks(everyone), 3, axis=2))]
+    found = masks.figures(real, moved, real.structures, masks.pixel_mm(real))
+    named = dict(zip(FIGURES, found[:, 0].T, strict=True))
+    assert (named["dice"] > 0.85).all()
+    assert (named["hd_px"] <= 3).all()
+    assert (named["asd_px"] > 0.5).all()
+    assert np.isnan(named["hd_mm"]).all()  # JPEG files: nothing is known of their pixels
