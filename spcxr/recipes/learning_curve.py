@@ -25,6 +25,7 @@ class Point:
 
     labelled: int
     value: float
+    tested: int
 
 
 def read_point(run: Path, metric: str) -> Point:
@@ -39,7 +40,8 @@ def read_point(run: Path, metric: str) -> Point:
     """
     try:
         found = json.loads((run / METRICS).read_text())
-        labelled, test = int(found["rows"]["train"]), found["test"]
+        labelled, tested = int(found["rows"]["train"]), int(found["rows"]["test"])
+        test = found["test"]
     except FileNotFoundError as error:
         raise SpcxrError(f"{run}: no {METRICS}; give the folders of finished runs") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -52,7 +54,8 @@ def read_point(run: Path, metric: str) -> Point:
         known = ", ".join(parts[0]) if parts else "none"
         raise SpcxrError(f"{run}: no figure {metric!r}; it has {known}")
     known_values = [value for value in values if value is not None]
-    return Point(labelled, float(np.mean(known_values)) if known_values else float("nan"))
+    mean = float(np.mean(known_values)) if known_values else float("nan")
+    return Point(labelled, mean, tested)
 
 
 def runs_in(folder: str | Path) -> list[Path]:
@@ -64,7 +67,7 @@ def runs_in(folder: str | Path) -> list[Path]:
 def curve(points: Sequence[Point], name: str) -> plots.Curve:
     """The mean of the runs at each number of labelled images; the band is their range.
 
-    >>> made = curve([Point(5, 0.5), Point(5, 0.7), Point(50, 0.9)], "pretrained")
+    >>> made = curve([Point(5, 0.5, 9), Point(5, 0.7, 9), Point(50, 0.9, 9)], "pretrained")
     >>> made.x.tolist(), made.y.round(3).tolist(), made.band.high.tolist()
     ([5, 50], [0.6, 0.9], [0.7, 0.9])
     """
@@ -87,12 +90,12 @@ def learning_curve_section(
     ----------
     series
         name (``pretrained``, ``from scratch``) -> run folders; one of several seeds counts as so
-        many runs. All are to be tested on the same rows.
+        many runs. All are to be tested on the same rows; that they are so many is looked at.
 
     Raises
     ------
     SpcxrError
-        a folder that is no finished run, or runs without the metric.
+        a folder that is no finished run, runs without the metric, or of other numbers of test rows.
     """
     read = {
         name: [read_point(run, metric) for folder in folders for run in runs_in(folder)]
@@ -100,6 +103,9 @@ def learning_curve_section(
     }
     if not all(read.values()):
         raise SpcxrError("a series without a run; give each of them a folder at least")
+    if len(tested := {point.tested for points in read.values() for point in points}) > 1:
+        counts = " and ".join(map(str, sorted(tested)))
+        raise SpcxrError(f"the runs were tested on {counts} rows; give runs of the same test rows")
     curves = {name: curve(points, name) for name, points in read.items()}
     title = pages.TITLES.get(metric, metric)
     said = "; ".join(
@@ -112,7 +118,7 @@ def learning_curve_section(
     caption = f"{title} of the test rows by labelled training images; bands: the range over runs."
     return Section(
         "Few labels",
-        text="What the same test rows are found with, by how many images were labelled to train.",
+        text="The same test rows, by how many labelled images the model was trained on.",
         tables=[_table(read, curves, title)],
         pictures=[Picture(caption, f"{title} by labelled images. {said}.", svg=drawn)],
     )

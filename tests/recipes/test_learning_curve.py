@@ -8,10 +8,10 @@ from spcxr.errors import SpcxrError
 from spcxr.recipes.learning_curve import learning_curve_section, read_point
 
 
-def write_run(folder, labelled, **structures):
+def write_run(folder, labelled, tested=4, **structures):
     folder.mkdir(parents=True)
     test = {name: {"dice": {"value": value}} for name, value in structures.items()}
-    facts = {"rows": {"train": labelled, "val": 4, "test": 4}, "test": test}
+    facts = {"rows": {"train": labelled, "val": 4, "test": tested}, "test": test}
     (folder / "metrics.json").write_text(json.dumps(facts))
     return folder
 
@@ -34,7 +34,7 @@ def test_runs_of_several_seeds_are_so_many_points(tmp_path):
 def test_the_mean_over_structures_and_of_classes(tmp_path):
     assert read_point(write_run(tmp_path / "a", 7, lung=0.5, heart=0.7), "dice").value == 0.6
     folder = write_run(tmp_path / "b", 7)
-    facts = {"rows": {"train": 7}, "test": {"overall": {"macro_auroc": {"value": 0.8}}}}
+    facts = {"rows": {"train": 7, "test": 4}, "test": {"overall": {"macro_auroc": {"value": 0.8}}}}
     (folder / "metrics.json").write_text(json.dumps(facts))
     assert read_point(folder, "macro_auroc").value == 0.8
 
@@ -45,8 +45,12 @@ def test_runs_that_cannot_be_read_are_one_line(tmp_path):
     run = write_run(tmp_path / "run", 5, lung=0.5)
     with pytest.raises(SpcxrError, match="no figure 'auroc'; it has dice"):
         learning_curve_section({"pretrained": [run]}, "auroc")
-    (run / "metrics.json").write_text('{"rows": {"train": 5}}')
+    (run / "metrics.json").write_text('{"rows": {"train": 5, "test": 0}}')
     with pytest.raises(SpcxrError, match="no figures of test rows"):
         learning_curve_section({"pretrained": [run]})
+    fewer = write_run(tmp_path / "fewer", 5, 3, lung=0.5)
+    more = write_run(tmp_path / "more", 5, lung=0.5)
+    with pytest.raises(SpcxrError, match="tested on 3 and 4 rows"):
+        learning_curve_section({"pretrained": [fewer], "scratch": [more]})
     with pytest.raises(SpcxrError, match="a series without a run"):
         learning_curve_section({"pretrained": []})
