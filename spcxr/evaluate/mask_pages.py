@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from spcxr.evaluate import plots
 from spcxr.evaluate.intervals import Interval
 from spcxr.evaluate.mask_summary import IN_MM, METRICS, MaskSummary
+from spcxr.evaluate.overlays import legend_of, side_by_side
 from spcxr.evaluate.pages import CURVES_PER_PLOT, OF_STRUCTURE, TITLES
 from spcxr.evaluate.report import Cell, Picture, Table
 
@@ -54,8 +55,7 @@ def group_tables(
     """For each column the Dice of each structure in its groups; nothing of one structure alone."""
     for column, found in groups.items() if len(names) > 1 else ():
         rows: list[list[Cell]] = [
-            [group, *(of[f"{OF_STRUCTURE}{name}"] for name in names)]
-            for group, of in found.items()
+            [group, *(of[f"{OF_STRUCTURE}{name}"] for name in names)] for group, of in found.items()
         ]
         columns = [column, *(f"{OF_STRUCTURE}{name}" for name in names)]
         yield Table(f"By {column}: structures", columns, rows)
@@ -105,3 +105,25 @@ def dice_histograms(dice: Array, names: Sequence[str]) -> list[Picture]:
 def _quartiles(values: Array) -> str:
     low, middle, high = np.nanpercentile(values, [25, 50, 75])
     return f"median {middle:.3f}, half of the images between {low:.3f} and {high:.3f}"
+
+
+def overlay_picture(
+    examples: Sequence[tuple[str, float, Array, Array]], what: str, names: Sequence[str] = ()
+) -> Picture:
+    """Examples ``(caption, Dice, image, overlay)``: each a row, plain and with its outlines.
+
+    ``names``: the structures that have colours of their own, where there are several.
+
+    >>> tile = np.zeros((8, 8), np.uint8)
+    >>> overlay_picture([("best", 0.97, tile, tile)], "lungs").alt
+    'Outlines of lungs over radiographs: best, Dice 0.970.'
+    """
+    said = "; ".join(f"{name}, Dice {value:.3f}" for name, value, _, _ in examples)
+    how = "the prediction in orange, the true mask in blue"
+    if len(names) > 1:
+        how = "a line around the prediction, a shade over the true mask, a colour each"
+    return Picture(
+        f"{what}: {how}; {said}. The upper row shows the images alone.",
+        f"Outlines of {what} over radiographs: {said}.",
+        png=side_by_side(examples, legend_of(names)),
+    )

@@ -13,7 +13,6 @@ from spcxr.evaluate import metrics, plots
 from spcxr.evaluate.calibration import BINS, calibration_error, reliability_curve, top_label
 from spcxr.evaluate.delong import PairedTest
 from spcxr.evaluate.intervals import Interval, resample_counts
-from spcxr.evaluate.overlays import legend_of, side_by_side
 from spcxr.evaluate.provenance import provenance as provenance
 from spcxr.evaluate.report import Cell, Picture, Table
 from spcxr.evaluate.summary import ClassSummary, usable_rows
@@ -366,28 +365,6 @@ def confusion_picture(matrix: Array, names: Sequence[str]) -> Picture:
         "Confusion matrix: counts, and the share of the true class.",
         f"Confusion matrix. {said}.",
         svg=plots.confusion(matrix, names),
-    )
-
-
-def overlay_picture(
-    examples: Sequence[tuple[str, float, Array, Array]], what: str, names: Sequence[str] = ()
-) -> Picture:
-    """Examples ``(caption, Dice, image, overlay)``: each a row, plain and with its outlines.
-
-    ``names``: the structures that have colours of their own, where there are several.
-
-    >>> tile = np.zeros((8, 8), np.uint8)
-    >>> overlay_picture([("best", 0.97, tile, tile)], "lungs").alt
-    'Outlines of lungs over radiographs: best, Dice 0.970.'
-    """
-    said = "; ".join(f"{name}, Dice {value:.3f}" for name, value, _, _ in examples)
-    how = "the prediction in orange, the true mask in blue"
-    if len(names) > 1:
-        how = "a line around the prediction, a shade over the true mask, a colour each"
-    return Picture(
-        f"{what}: {how}; {said}. The upper row shows the images alone.",
-        f"Outlines of {what} over radiographs: {said}.",
-        png=side_by_side(examples, legend_of(names)),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spcxr.errors import SpcxrError
-from spcxr.evaluate import mask_pages, pages
+from spcxr.evaluate import mask_pages
 from spcxr.evaluate.intervals import Interval, Statistic
 from spcxr.evaluate.mask_summary import FIGURES, MaskMeans, MaskSummary, summarise_structures
 from spcxr.evaluate.report import Section
@@ -157,7 +157,7 @@ def section(
         ],
         pictures=[
             *mask_pages.dice_histograms(dice, names),
-            pages.overlay_picture(shown, ", ".join(names), names),
+            mask_pages.overlay_picture(shown, ", ".join(names), names),
         ],
     )
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from spcxr.errors import SpcxrError
-from spcxr.evaluate import metrics, pages, plots
+from spcxr.evaluate import mask_pages, metrics, pages, plots
 from spcxr.evaluate.delong import delong_paired
 from spcxr.evaluate.intervals import Interval, bootstrap, paired_bootstrap
 from spcxr.evaluate.metrics import auroc
@@ -104,7 +104,7 @@ def report(classes):
             Section(
                 "Masks",
                 pictures=[
-                    pages.overlay_picture([("best", 0.9, tile, overlay(tile, mask))], "lungs"),
+                    mask_pages.overlay_picture([("best", 0.9, tile, overlay(tile, mask))], "lungs"),
                     Picture("c", 'an "alt" <text>', png=grid([[tile]])),
                     pages.interval_picture({"x": {"auroc": interval}}, "auroc", "Side by side"),
                 ],
