@@ -75,6 +75,7 @@ def course_of(ours, device):
     """What `augmented` takes of a course."""
     return SimpleNamespace(
         config=SimpleNamespace(seed=0, augmentation=LAW),
+        frames=None,
         start=SimpleNamespace(normalisation=Normalisation(MEAN, STD), encoder=ours.encoder),
         compute=SimpleNamespace(device=torch.device(device)),
     )

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spcxr.data.manifest import ADDED, Manifest, concatenate
-from spcxr.data.paths import split_paths
 from spcxr.data.pieces import Made, Piece, Plan, Task, read_piece
 from spcxr.data.store import Box, Store, StoreWriter
+from spcxr.data.structures import Structures
 from spcxr.errors import NothingDone, SpcxrError
 
 Rejections = Iterable[tuple[str, str]]  # path, reason
@@ -35,16 +35,19 @@ ROWS_IN_A_BLOCK = 256
 class ManifestTasks:
     """The manifest's rows as tasks, made slice by slice: a row of Arrow's is a tenth of objects."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._table = manifest.table.select(["source_root", "path", "mask_path"])
+    def __init__(self, manifest: Manifest, structures: Structures | None = None) -> None:
+        self.structures = structures or Structures()
+        there = [name for name in self.structures.read if name in manifest.table.column_names]
+        self._table = manifest.table.select(["source_root", "path", *there])
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
     def __getitem__(self, part: slice, /) -> list[Task]:
         start, stop, _ = part.indices(len(self))
-        columns = (c.to_pylist() for c in self._table.slice(start, stop - start).columns)
-        return [Task(root, path, split_paths(m)) for root, path, m in zip(*columns, strict=True)]
+        rows = self._table.slice(start, stop - start).to_pylist()
+        masks = self.structures.masks
+        return [Task(row["source_root"], row["path"], masks(row)) for row in rows]
 
 
 class Assembly:
@@ -115,7 +118,7 @@ class Assembly:
         self._facts = []
 
     def _rejections(self) -> Iterator[tuple[str, str]]:
-        reasons, tasks = list(self._reasons), ManifestTasks(self.manifest)
+        reasons, tasks = list(self._reasons), self.pieces.tasks
         rows = np.flatnonzero(np.frombuffer(self._accepted, bool) == 0)
         for row, why in zip(rows.tolist(), self._why, strict=True):
             (task,) = tasks[row : row + 1]
@@ -153,8 +156,9 @@ def join(stores: Sequence[Store], writer: StoreWriter) -> tuple[Manifest, int]:
     Raises
     ------
     SpcxrError
-        The stores were prepared with different settings.
+        The stores were prepared with different settings, or their masks show other structures.
     """
+    shared_structures(stores)
     first = stores[0]
     for store in stores[1:]:
         if store.preprocess != first.preprocess:
@@ -169,6 +173,25 @@ def join(stores: Sequence[Store], writer: StoreWriter) -> tuple[Manifest, int]:
     write_rejections(writer.work / "rejected.csv", chain.from_iterable(map(read_rejections, files)))
     rejected = sum(1 for file in files for _ in read_rejections(file))
     return concatenate([store.manifest for store in stores]), rejected
+
+
+def shared_structures(stores: Sequence[Store]) -> tuple[str, ...]:
+    """What the masks of all these stores show.
+
+    Raises
+    ------
+    SpcxrError
+        not the same in each store that has masks.
+    """
+    having = [store for store in stores if store.has_masks] or stores[:1]
+    for store in having[1:]:
+        if store.structures != having[0].structures:
+            said = [", ".join(s.structures) for s in (store, having[0])]
+            raise SpcxrError(
+                f"{store.path}: its masks show {said[0]}, and those of {having[0].path} {said[1]}; "
+                "join stores of the same structures"
+            )
+    return having[0].structures
 
 
 def _rows(store: Store) -> Iterator[tuple[np.ndarray, np.ndarray | None, Box | None]]:

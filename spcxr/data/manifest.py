@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from spcxr.data.labels import LABEL_VALUES, almost_labels, parse_labels, twin_labels
-from spcxr.data.paths import check_paths
+from spcxr.data.paths import FILES, RUNS, check_paths, mask_columns, structure_columns
 from spcxr.data.remote import RemoteFile
 from spcxr.data.rows import RowSet
 from spcxr.data.splits import RATIOS, fill_splits, refuse_leaks
@@ -48,7 +48,8 @@ class Manifest:
 
     Columns ``path, patient_id, split, view, site, sex, mask_path`` are text (``""`` = unknown),
     ``age`` is float32 years, label columns are int8: 1 yes, 0 no, -1 uncertain, null unknown. Paths
-    are relative to ``source_root``; several masks of one image are joined by ``|``.
+    are relative to ``source_root``; several masks of one image are joined by ``|``. Text columns
+    ``mask:NAME`` (paths) and ``rle:NAME`` (run lengths) hold a structure's masks, ``-1`` = absent.
 
     That of an opened store reads its columns as they are asked for (`StoredTable`); ``table`` is
     all of them in memory.
@@ -120,9 +121,10 @@ class Manifest:
         for key in TEXT_COLUMNS:
             text.setdefault(key, blank)
         check_paths(text, Path(root), name)
-        parsed = parse_labels(text, RESERVED, tuple(labels), name)
+        reserved = (*RESERVED, *mask_columns(text, name))
+        parsed = parse_labels(text, reserved, tuple(labels), name)
         if not labels:
-            notes += almost_labels(text, {*RESERVED, "label", *parsed}, name)
+            notes += almost_labels(text, {*reserved, "label", *parsed}, name)
             notes += twin_labels(parsed, name)
         arrays: dict[str, pa.Array] = {}
         for key, cells in text.items():
@@ -281,11 +283,32 @@ class Manifest:
         self.label_matrix(labels)  # refuses an unknown one
         return replace(self, labels=tuple(labels))
 
+    def drawn(self, structure: str) -> np.ndarray:
+        """``(n,)`` bool: the rows where a column of this structure's masks is filled."""
+        found = np.zeros(len(self), bool)
+        for name in (f"{FILES}{structure}", f"{RUNS}{structure}"):
+            if name in self.columns.column_names:
+                found |= ~np.asarray(pc.equal(self._text(name), ""))
+        return found
+
+    @property
+    def masked(self) -> np.ndarray:
+        """``(n,)`` bool: the rows that have a mask, of all structures if these have columns.
+
+        >>> columns = {"path": ["a", "b"], "mask:lung": ["l.png", "-1"], "rle:heart": ["1 2", ""]}
+        >>> Manifest.from_columns(columns, root=".").masked.tolist()
+        [True, False]
+        """
+        filled: np.ndarray = ~np.asarray(pc.equal(self._text("mask_path"), ""))
+        if names := structure_columns(self.columns.column_names):
+            filled = filled | np.stack([self.drawn(name) for name in names]).all(0)
+        return filled
+
     @property
     def testable(self) -> bool:
         """Whether any row has a label, a mask or a split: something to measure a model by."""
         known = any(self.columns.column(name).null_count < len(self) for name in self.labels)
-        return known or any(self._filled(name) for name in ("mask_path", "split"))
+        return known or bool(self._filled("split") or self.masked.any())
 
     def _filled(self, name: str) -> int:
         """How many cells of a column of text are not blank."""

@@ -1,15 +1,18 @@
-"""Paths of a manifest: below its root, and each image once."""
+"""Paths of a manifest: below its root, and each image once; which columns hold masks."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from spcxr.data.tables import Columns
 from spcxr.errors import SpcxrError
+
+FILES, RUNS = "mask:", "rle:"  # and a structure's name: the columns that hold its masks
+ABSENT = "-1"  # in such a column: the structure is known not to be there
 
 
 def split_paths(cell: str) -> tuple[str, ...]:
@@ -24,13 +27,16 @@ def split_paths(cell: str) -> tuple[str, ...]:
 def check_paths(text: Columns, root: Path, name: str) -> None:
     """Make paths relative to the root; refuse those that leave it, and doubled rows."""
     inside = Inside(root)
+    files = ["mask_path", *(key for key in text if key.startswith(FILES))]
     for index in range(len(text["path"])):
         number = index + 2
         if not text["path"][index]:
             raise SpcxrError(f"{name}: row {number} has no path; fill it or drop the row")
-        for key in ("path", "mask_path"):
+        for key in ("path", *files):
             cell = text[key][index]
-            parts = split_paths(cell) if key == "mask_path" else [cell]
+            if cell == ABSENT and key.startswith(FILES):
+                continue
+            parts = split_paths(cell) if key in files else [cell]
             if any("\\" in part and not Path(root, part).exists() for part in parts):
                 raise SpcxrError(
                     f"{name}: row {number}, column {key!r}: {cell} has backslashes, as "
@@ -58,6 +64,31 @@ def _refuse_doubled(paths: Sequence[str], masks: Sequence[str], name: str) -> No
             raise SpcxrError(
                 f"{name}: rows {earlier} and {number} are the same image ({pair[0]}); drop one"
             )
+
+
+def structure_columns(names: Iterable[str]) -> tuple[str, ...]:
+    """The structures that have mask columns of their own, in the columns' order.
+
+    >>> structure_columns(["path", "mask:left lung", "rle:heart", "mask:heart"])
+    ('left lung', 'heart')
+    """
+    kinds = (FILES, RUNS)
+    found = (n.removeprefix(k) for n in names for k in kinds if n.startswith(k))
+    return tuple(dict.fromkeys(filter(None, found)))
+
+
+def mask_columns(text: Columns, name: str) -> tuple[str, ...]:
+    """The columns of structures' masks; refused where one structure has two in a row."""
+    columns = tuple(key for key in text if key.startswith((FILES, RUNS)))
+    for structure in structure_columns(columns):
+        pair = [text.get(f"{kind}{structure}", ()) for kind in (FILES, RUNS)]
+        for number, cells in enumerate(zip(*pair, strict=False), start=2):
+            if all(cells):
+                raise SpcxrError(
+                    f"{name}: row {number} has {structure} in {FILES}{structure} and in "
+                    f"{RUNS}{structure}; keep one"
+                )
+    return columns
 
 
 class Inside:

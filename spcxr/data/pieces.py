@@ -5,21 +5,20 @@ Worker processes import this file and what it needs, and nothing heavier.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
+from spcxr.data.masks import Mask, read_classes
 from spcxr.data.presets import Preprocess
-from spcxr.data.raster import load_upright
-from spcxr.data.study import Rejected, Study, decoding, read_study, refuse_irregular
+from spcxr.data.study import Rejected, Study, read_study
 from spcxr.errors import SpcxrError
 
 FILES_PER_PIECE = 16  # at most: a crash or a kill loses the work on so many
@@ -29,16 +28,11 @@ DIGEST_BYTES = 12
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One image to prepare: its file and its masks, relative to ``root``."""
+    """One image to prepare: its file and the parts of its mask, relative to ``root``."""
 
     root: str
     path: str
-    masks: tuple[str, ...] = ()
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files it reads: image first."""
-        return tuple(Path(self.root, name) for name in (self.path, *self.masks))
+    masks: tuple[Mask, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +100,13 @@ def plan(tasks: Tasks, preprocess: Preprocess, folder: Path) -> Plan:
     for start in range(0, len(tasks), length):
         digest = hashlib.blake2b(settings.encode(), digest_size=DIGEST_BYTES)
         for task in tasks[start : start + length]:
-            for name in (task.path, *task.masks):
-                stamp = _stamp(os.path.join(task.root, name))  # pathlib keeps each name it sees
-                digest.update(f"\n{name} {stamp}".encode(errors="surrogateescape"))
+            for part in (Mask(task.path), *task.masks):
+                # pathlib keeps each name it sees
+                stamp = _stamp(os.path.join(task.root, part.file)) if part.file else part.runs
+                said = f"\n{part.file} {stamp}"
+                if part.number > 1 or part.values:
+                    said += f" {part.number} {part.values}"
+                digest.update(said.encode(errors="surrogateescape"))
         digests += digest.digest()
     return Plan(tasks, length, folder, bytes(digests))
 
@@ -170,12 +168,13 @@ def prepare_one(
         With one plain sentence. Decoders' errors of every kind are (`study.decoding`): one file
         must not stop a run of 100 000. A fault of ours is none of the file's, and stops it.
     """
-    image, *masks = task.files
     try:
-        study = read_study(image)
-        prepared = preprocess(study)
-        mask = _merged_mask(task, masks, study.pixels.shape) if masks else None
-        square = None if mask is None else preprocess.mask(mask)
+        study = read_study(Path(task.root, task.path))
+        prepared, square = preprocess(study), None
+        if task.masks:
+            refuse = functools.partial(Rejected, task.path)
+            mask = read_classes(task.root, task.masks, study.pixels.shape, refuse)
+            square = preprocess.mask(mask)
     except Rejected:
         raise
     except SpcxrError as error:  # a preset that cannot map these grey levels
@@ -201,46 +200,6 @@ def _facts(study: Study, box: Sequence[int]) -> dict[str, Any]:
         **dict(zip(("box_top", "box_left", "box_height", "box_width"), map(int, box), strict=True)),
         "reader_notes": "; ".join(study.notes),
     }
-
-
-def _merged_mask(task: Task, files: Sequence[Path], shape: tuple[int, ...]) -> np.ndarray:
-    """The union of a task's masks (left and right lung, say), each of the image's own size."""
-    merged = np.zeros(shape, np.uint8)
-    for name, file in zip(task.masks, files, strict=True):
-        mask = read_mask(file)
-        if mask.shape != shape:
-            sizes = [f"{width} x {height}" for height, width in (mask.shape, shape)]
-            raise Rejected(
-                task.path, f"its mask {name} is {sizes[0]} pixels and the image {sizes[1]}"
-            )
-        merged |= mask
-    return merged
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """``(H, W)`` uint8 of 1 (inside) and 0: a picture of 0 / 1 or of dark / bright (0 / 255).
-
-    It is turned as its EXIF orientation says, like the images (`raster.load_upright`).
-
-    Raises
-    ------
-    Rejected
-        The file cannot be read, or holds values that are neither (a map of several labels).
-    """
-    refuse_irregular(Path(path))
-    with warnings.catch_warnings(), decoding(path, "Pillow", "its mask cannot be read"):
-        warnings.simplefilter("ignore")  # of size and odd EXIF, as in `raster`
-        with Path(path).open("rb") as file, Image.open(file) as picture:
-            upright, _ = load_upright(picture)
-        grey = upright if upright.mode in {"L", "I", "I;16"} else upright.convert("L")
-        values = np.asarray(grey)
-    top = int(values.max())
-    if top <= 1:
-        return values.astype(np.uint8)
-    full = 255 if top <= 255 else 65535
-    if top <= full // 2:
-        raise Rejected(path, f"its mask holds values up to {top}; masks are 0 / 1 or 0 / {full}")
-    return (values > full // 2).astype(np.uint8)
 
 
 def _write(file: Path, made: Made, preprocess: Preprocess) -> None:

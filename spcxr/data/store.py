@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from spcxr.data.manifest import Manifest
+from spcxr.data.masks import LUNG
 from spcxr.data.presets import Preprocess
 from spcxr.data.remote import RemoteFile, RemoteFolder, is_url
 from spcxr.data.shards import (
@@ -34,7 +35,6 @@ from spcxr.errors import SpcxrError
 
 NO_MASK = 255
 KINDS, MANIFEST = ("images", "masks"), "manifest.parquet"
-LUNG = ("lung",)  # what a binary mask shows, where nothing else is said
 OPEN_SHARDS = 64  # mapped at once: each holds one file handle
 SHARD_BYTES = 512 * 2**20
 

@@ -7,6 +7,7 @@ that travel with the weights.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
-from spcxr.infer.regions import StoredLungs, lungs_within
-from spcxr.models.decoder import Segmenter, UNETRDecoder
+from spcxr.infer.regions import FINDER, StoredLungs, lung_numbers, lungs_within
+from spcxr.models.decoder import Framing, Segmenter, build_decoder
+from spcxr.models.framing import LungBox, Windows
 from spcxr.models.heads import Classifier
 from spcxr.models.neighbours import class_head
 from spcxr.models.regions import LungFinder, LungSource, patches_touched
-from spcxr.models.weights import load_model_folder
+from spcxr.models.weights import LoadedModel, load_model_folder
 from spcxr.ops.crop_resize import crop_resize
 from spcxr.train.device import Compute
 
@@ -87,14 +89,8 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
         model: Classifier | Segmenter = classifier
     elif task.get("kind") == "segment":
         names = tuple(task["structures"])
-        decoder = UNETRDecoder(
-            width=encoder.width,
-            patch_px=encoder.patch_px,
-            out_channels=1 + len(names),
-            channels=encoder.channels,
-            base_channels=task.get("base_channels", 16),
-        )
-        head, model = decoder, Segmenter(encoder, decoder)
+        head = build_decoder(task, encoder)
+        model = Segmenter(encoder, head, _framing(loaded, task))
     else:
         raise SpcxrError(f"{path}: task {task.get('kind')!r} is not known; use a newer spcxr")
     try:
@@ -116,6 +112,18 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     )
 
 
+def _framing(loaded: LoadedModel, task: dict[str, Any]) -> Framing | None:
+    """How a segmenter looks at images larger than its encoder's input; None: it does not."""
+    own, side = loaded.encoder.image_px, task.get("image_px", 0)
+    if "window_px" in task:
+        return Windows((side, side), own)
+    if "crop" in task:
+        finder = load_finder(lungs_within(loaded.folder, FINDER))
+        numbers = loaded.config["pretrained_cfg"]
+        return LungBox(finder, numbers["mean"][0], numbers["std"][0], (side, side), own)
+    return None
+
+
 def _lungs(task: dict[str, Any], folder: Path) -> LungSource | None:
     """How a classifier trained by ``--attend lungs`` finds them; None for one of whole images."""
     if task.get("attend") != "lungs":
@@ -132,11 +140,13 @@ def load_finder(path: str | Path, device: torch.device | str = "cpu") -> LungFin
         no such run, or one that does not segment lungs.
     """
     trained = load_trained(path, device)
-    if not isinstance(trained.model, Segmenter) or trained.names != ("lung",):
+    lungs = lung_numbers(trained.names)
+    if not isinstance(trained.model, Segmenter) or not lungs:
         raise SpcxrError(
             f"{path}: finds {', '.join(trained.names)}, not lungs; give a run of segment"
         )
-    return LungFinder(trained.model, trained.normalisation.mean, trained.normalisation.std)
+    numbers = trained.normalisation
+    return LungFinder(trained.model, numbers.mean, numbers.std, lungs)
 
 
 def network_input(
@@ -201,9 +211,10 @@ def forward_batches(
     """Yield ``(rows of the batch, the model's output in float32 on the device)``.
 
     The model is put into eval mode for each batch and back as it was afterwards. ``change`` is
-    done to the images at the encoder's size, before they are normalised. A model with ``lungs``
+    done to the images at that size, before they are normalised. A model with ``lungs``
     is given the patches alone that touch them (`patches_touched`), as they are found in the
-    changed images; ``told`` hears which.
+    changed images; ``told`` hears which. Images are given at the model's own size
+    (`Segmenter.image_px`), which may be larger than the encoder's.
 
     Raises
     ------
@@ -215,7 +226,8 @@ def forward_batches(
     for start in range(0, len(rows), compute.batch_size):
         batch = rows[start : start + compute.batch_size]
         pixels = store.images(batch)
-        grey = network_input(pixels, encoder.image_px, Normalisation(0.0, 1.0), compute.device)
+        size = getattr(model, "image_px", encoder.image_px)
+        grey = network_input(pixels, size, Normalisation(0.0, 1.0), compute.device)
         if change is not None:
             grey = change(grey, batch)
         images = (grey - normalisation.mean) / normalisation.std
@@ -267,8 +279,11 @@ def predict_masks(
 
     Masks are ``(b, S, S)`` uint8 class numbers (0 = background) at the store's size: logits are
     resampled bilinearly from the model's size before the largest is taken, which gives smoother
-    borders than resampling the decision.
+    borders than resampling the decision. Images in which a model that looks at the lungs' box
+    found none are segmented whole, and counted in a line on standard error.
     """
+    framing = getattr(model, "framing", None)
+    before = getattr(framing, "missed", 0)
     for batch, logits in forward_batches(model, store, rows, normalisation, compute, change):
         side = store.preprocess.size_px
         if logits.shape[2:] != (side, side):
@@ -276,6 +291,8 @@ def predict_masks(
                 logits, (side, side), mode="bilinear", align_corners=False, antialias=False
             )
         yield batch, logits.argmax(1).to(torch.uint8).cpu().numpy()
+    if missed := getattr(framing, "missed", 0) - before:
+        print(f"no lung found in {missed} of {len(rows)} images: read whole", file=sys.stderr)
 
 
 def probabilities(logits: NDArray[np.float32], *, multilabel: bool) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ from spcxr.data.store import NO_MASK, Store
 from spcxr.errors import SpcxrError
 from spcxr.models.regions import resized
 
-WITHIN = "lungs"  # the segmenter's place in a model folder
+WITHIN = "lungs"  # the segmenter's place in a classifier's model folder
+FINDER = "finder"  # the place of the one that finds the box, in a segmenter's
+
+
+def lung_numbers(structures: Sequence[str]) -> tuple[int, ...]:
+    """The class numbers that are lung, or a part of one.
+
+    >>> lung_numbers(["left lung", "heart", "Right Lung"])
+    (1, 3)
+    """
+    return tuple(k for k, name in enumerate(structures, 1) if "lung" in name.lower())
 
 
 class StoredLungs:
@@ -29,8 +40,8 @@ class StoredLungs:
         Raises
         ------
         SpcxrError
-            a row without a mask: reading some images whole and others in part would tell the
-            model which are which.
+            masks of other structures; a row without a mask: reading some images whole and others
+            in part would tell the model which are which.
         """
         found = store.masks(rows) if store.has_masks else None
         bare = np.ones(len(rows), bool) if found is None else (found == NO_MASK).all((1, 2))
@@ -41,21 +52,27 @@ class StoredLungs:
                 "prepare a manifest with mask_path for every row, or train with --lungs-from a "
                 "segment run"
             )
-        lungs = torch.from_numpy(found == 1).to(grey.device)
+        numbers = lung_numbers(store.structures)
+        if not numbers:
+            raise SpcxrError(
+                f"{store.path}: its masks show {', '.join(store.structures)}, not lungs; train "
+                "with --lungs-from a segment run"
+            )
+        lungs = torch.from_numpy(np.isin(found, numbers)).to(grey.device)
         return resized(lungs, (grey.shape[2], grey.shape[3]))
 
 
-def lungs_within(folder: Path) -> Path:
-    """The segmenter's model folder in a model folder.
+def lungs_within(folder: Path, name: str = WITHIN) -> Path:
+    """The segmenter's model folder, ``name``, in a model folder.
 
     Raises
     ------
     SpcxrError
         it is not there.
     """
-    if not (folder / WITHIN / "config.json").is_file():
+    if not (folder / name / "config.json").is_file():
         raise SpcxrError(
-            f"{folder}: reads the lungs alone, but {WITHIN}/ (the model that finds them) is not "
+            f"{folder}: reads by the lungs, but {name}/ (the model that finds them) is not "
             "there; copy the whole model folder"
         )
-    return folder / WITHIN
+    return folder / name

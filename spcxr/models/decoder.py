@@ -1,4 +1,5 @@
-"""Segmentation: the UNETR decoder (arXiv 2103.10504) from MONAI's blocks, in two dimensions.
+"""Segmentation: the UNETR decoder (arXiv 2103.10504) from MONAI's blocks, in two dimensions, and
+a light one for few labels.
 
 UNETR is the only decoder named in this line of work (Tiny Lungs); the paper's own is not known.
 """
@@ -6,8 +7,11 @@ UNETR is the only decoder named in this line of work (Tiny Lungs); the paper's o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
+import torch
+import torch.nn.functional as F
 from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
@@ -26,7 +30,7 @@ def decoder_blocks(depth: int) -> tuple[int, ...]:
     ((2, 5, 8, 11), (0, 1, 2, 3))
     """
     if depth < 4:
-        raise SpcxrError(f"an encoder of {depth} blocks; the UNETR decoder reads 4 depths")
+        raise SpcxrError(f"an encoder of {depth} blocks; the decoders read 4 depths")
     return tuple(round(depth * k / 4) - 1 for k in (1, 2, 3, 4))
 
 
@@ -72,13 +76,14 @@ class UNETRDecoder(nn.Module):
         K, one plane of logits per class.
     base_channels
         channels at full resolution (16 in UNETR); they double with each coarser level.
+    deep
+        while training, logits at a half and a quarter of the resolution are given too.
 
     Raises
     ------
     SpcxrError
         another patch size.
 
-    >>> import torch
     >>> decoder = UNETRDecoder(width=24, patch_px=16, out_channels=2, base_channels=4)
     >>> features = [torch.zeros(1, 24, 2, 3)] * 4
     >>> decoder(torch.zeros(1, 1, 32, 48), features).shape
@@ -93,6 +98,7 @@ class UNETRDecoder(nn.Module):
         out_channels: int,
         channels: int = 1,
         base_channels: int = 16,
+        deep: bool = False,
     ) -> None:
         super().__init__()
         if patch_px not in STEPS:
@@ -108,39 +114,142 @@ class UNETRDecoder(nn.Module):
         self.decoder3 = _join(c4, c2, step3)
         self.decoder2 = _join(c2, c1, step2)
         self.out = nn.Conv2d(c1, out_channels, kernel_size=1)
+        self.out2 = nn.Conv2d(c2, out_channels, kernel_size=1) if deep else None
+        self.out4 = nn.Conv2d(c4, out_channels, kernel_size=1) if deep else None
 
-    def forward(self, images: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, images: Tensor, features: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
         """Images ``[B, C, H, W]`` and four features ``[B, D, Gh, Gw]``, shallow to deep.
 
-        Returns logits ``[B, K, H, W]``.
+        Returns logits ``[B, K, H, W]``; while a deep one is trained, those of a half and a quarter
+        of the resolution with them, fine to coarse.
         """
         z3, z6, z9, z12 = features
         x = self.decoder5(z12, self.encoder4(z9))
-        x = self.decoder4(x, self.encoder3(z6))
-        x = self.decoder3(x, self.encoder2(z3))
-        return self.out(self.decoder2(x, self.encoder1(images)))
+        quarter = self.decoder4(x, self.encoder3(z6))
+        half = self.decoder3(quarter, self.encoder2(z3))
+        logits: Tensor = self.out(self.decoder2(half, self.encoder1(images)))
+        if self.out2 is None or self.out4 is None or not self.training:
+            return logits
+        return logits, self.out2(half), self.out4(quarter)
+
+
+class PatchDecoder(nn.Module):
+    """A light decoder for few labels: the patch features of four depths -> logits, brought up.
+
+    Every patch is judged by itself, and the logits are resampled bilinearly to the image's size
+    (SETR's naive decoder and DINOv2's linear evaluation, arXiv 2012.15840 and 2304.07193, both from
+    several depths). Borders are as smooth as the patches are large.
+
+    Parameters
+    ----------
+    width
+        D of the encoder.
+    out_channels
+        K, one plane of logits per class.
+    hidden
+        units of one hidden layer; 0: none, a linear decoder.
+
+    >>> decoder = PatchDecoder(width=24, out_channels=2)
+    >>> decoder(torch.zeros(1, 1, 32, 48), [torch.zeros(1, 24, 2, 3)] * 4).shape
+    torch.Size([1, 2, 32, 48])
+    """
+
+    def __init__(self, *, width: int, out_channels: int, hidden: int = 0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(4 * width, hidden or out_channels, kernel_size=1)]
+        if hidden:
+            layers += [nn.GELU(), nn.Conv2d(hidden, out_channels, kernel_size=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Four features ``[B, D, Gh, Gw]`` -> logits ``[B, K, H, W]`` at the images' size."""
+        logits = self.layers(torch.cat(list(features), 1))
+        size = (images.shape[2], images.shape[3])
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def build_decoder(task: Mapping[str, Any], encoder: VisionTransformer) -> nn.Module:
+    """The decoder that the ``task`` of a segmentation model's ``config.json`` asks for.
+
+    Raises
+    ------
+    SpcxrError
+        an encoder it does not fit, or a kind that is not known.
+
+    >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=4, heads=3)
+    >>> type(build_decoder({"structures": ["lung"], "decoder": "mlp"}, encoder)).__name__
+    'PatchDecoder'
+    """
+    kind, classes = task.get("decoder", "unetr"), 1 + len(task["structures"])
+    if kind in {"linear", "mlp"}:
+        hidden = encoder.width if kind == "mlp" else 0
+        return PatchDecoder(width=encoder.width, out_channels=classes, hidden=hidden)
+    if kind != "unetr":
+        raise SpcxrError(f"decoder {kind!r} is not known; use a newer spcxr")
+    return UNETRDecoder(
+        width=encoder.width,
+        patch_px=encoder.patch_px,
+        out_channels=classes,
+        channels=encoder.channels,
+        base_channels=task.get("base_channels", 16),
+        deep=bool(task.get("deep_supervision", False)),
+    )
+
+
+# --- encoder and decoder ---------------------------------------------------------------------
+
+Look = Callable[[Tensor], Tensor]
+
+
+class Framing(Protocol):
+    """How an image that is larger than the encoder's input is looked at, part by part."""
+
+    @property
+    def image_px(self) -> tuple[int, int]:
+        """(height, width) of the images it takes."""
+
+    def __call__(self, look: Look, images: Tensor) -> Tensor:
+        """Images ``[B, C, H, W]`` -> logits ``[B, K, H, W]``; ``look`` does it at the encoder's
+        size."""
 
 
 class Segmenter(nn.Module):
-    """Encoder and UNETR decoder: images ``[B, C, H, W]`` -> logits ``[B, K, H, W]``.
+    """Encoder and decoder: images ``[B, C, H, W]`` -> logits ``[B, K, H, W]``, background first.
 
     All four features pass the encoder's final norm (ours; UNETR norms the last one only): their
     scale then does not depend on how the encoder was pretrained.
 
-    >>> import torch
+    ``framing`` looks at larger images part by part. It is no part of the weights: while the model
+    is trained it is shown the parts themselves.
+
     >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=4, heads=3)
     >>> decoder = UNETRDecoder(width=24, patch_px=16, out_channels=2, base_channels=4)
     >>> Segmenter(encoder, decoder)(torch.zeros(1, 1, 32, 32)).shape
     torch.Size([1, 2, 32, 32])
     """
 
-    def __init__(self, encoder: VisionTransformer, decoder: UNETRDecoder) -> None:
+    def __init__(
+        self, encoder: VisionTransformer, decoder: nn.Module, framing: Framing | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        self.framing = framing
         self.blocks_read = decoder_blocks(encoder.depth)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` -> logits ``[B, K, H, W]``."""
+    @property
+    def image_px(self) -> tuple[int, int]:
+        """(height, width) of the images it takes once it is trained."""
+        return self.encoder.image_px if self.framing is None else self.framing.image_px
+
+    def forward(self, images: Tensor) -> Any:
+        """Images ``[B, C, H, W]`` -> logits ``[B, K, H, W]``; of a deep decoder in training, a
+        tuple of several."""
+        if self.framing is None or self.training:
+            return self.look(images)
+        return self.framing(self.look, images)
+
+    def look(self, images: Tensor) -> Any:
+        """The same at the encoder's size, all at once."""
         features = self.encoder.get_intermediate_layers(images, self.blocks_read, reshape=True)
         return self.decoder(images, features)

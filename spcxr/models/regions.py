@@ -84,9 +84,11 @@ class LungFinder(nn.Module):
     Parameters
     ----------
     segmenter
-        the model, whose class 1 is the lung.
+        the model.
     mean, std
         of the pixels in [0, 1] that it was trained with.
+    numbers
+        the class numbers that are lung.
 
     >>> from spcxr.models.decoder import UNETRDecoder
     >>> from spcxr.models.vit import VisionTransformer
@@ -97,8 +99,11 @@ class LungFinder(nn.Module):
     torch.Size([2, 48, 48])
     """
 
-    def __init__(self, segmenter: Segmenter, mean: float, std: float) -> None:
+    def __init__(
+        self, segmenter: Segmenter, mean: float, std: float, numbers: tuple[int, ...] = (1,)
+    ) -> None:
         super().__init__()
+        self.numbers = numbers
         self.segmenter = segmenter.requires_grad_(False)
         self.mean, self.std = mean, std
         super().train(False)
@@ -112,12 +117,14 @@ class LungFinder(nn.Module):
     def masks(self, grey: Tensor, rows: Any = None, store: Any = None) -> Tensor:
         """Grey images ``[B, 1, h, w]`` in [0, 1] -> ``[B, h, w]`` bool; rows are not asked for."""
         del rows, store
-        encoder, size = self.segmenter.encoder, (grey.shape[2], grey.shape[3])
-        if size != encoder.image_px:
+        size, own = (grey.shape[2], grey.shape[3]), self.segmenter.image_px
+        if size != own:
             # Antialiased, as `crop_resize` resamples what the segmenter was trained on.
-            grey = F.interpolate(grey, encoder.image_px, mode="bilinear", antialias=True)
+            grey = F.interpolate(grey, own, mode="bilinear", antialias=True)
         images = (grey - self.mean) / self.std
-        logits = self.segmenter(images.expand(-1, encoder.channels, -1, -1)).float()
-        if size != encoder.image_px:
+        channels = self.segmenter.encoder.channels
+        logits = self.segmenter(images.expand(-1, channels, -1, -1)).float()
+        if size != own:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        return logits.argmax(1) == 1
+        found = logits.argmax(1)
+        return torch.isin(found, torch.tensor(self.numbers, device=found.device))

@@ -72,7 +72,6 @@ class ClassifyConfig(FinetuneConfig):
     labels_per_class: int = setting(
         0, "training patients of each class to use, nested by seed; 0: all", low=0
     )
-    seeds: int = setting(1, "runs with seed, seed + 1, ..., and what they differ by", low=1)
     attend: str = setting(
         "image", "what is read: the whole image, or the lungs' patches", choices=("image", LUNGS)
     )
@@ -125,7 +124,7 @@ def run(config: ClassifyConfig) -> Path:
     """
     with join_world(config.device) as world:
         if config.seeds > 1:
-            return seeds.run_seeds(world, config, run_once)
+            return seeds.run_seeds(world, config, run_once, RECIPE)
         return run_once(world, config)
 
 

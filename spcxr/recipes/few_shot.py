@@ -1,4 +1,4 @@
-"""A few patients of each class: what a label study with little labelling can afford."""
+"""A few patients, or a few of each class: what a study with little labelling can afford."""
 
 from __future__ import annotations
 
@@ -9,6 +9,26 @@ from spcxr.errors import SpcxrError
 from spcxr.recipes.targets import Matrix, Targets
 
 REST = "none of them"
+
+
+def take_patients(patients: NDArray[np.str_], count: int, seed: int) -> NDArray[np.bool_]:
+    """Choose ``count`` of the patients of the rows ``(n,)``, and all of their rows, ``(n,)`` bool.
+
+    Fewer of one seed are among more of it, and among a share of it (`finetune.take_fraction`).
+
+    Raises
+    ------
+    SpcxrError
+        there are fewer.
+
+    >>> take_patients(np.array(["a", "a", "b", "c"]), 3, seed=0).tolist()
+    [True, True, True, True]
+    """
+    names = np.unique(patients)
+    if len(names) < count:
+        raise SpcxrError(f"{len(names)} training patients have a mask, not {count}; lower --labels")
+    order = np.random.default_rng(seed).permutation(len(names))
+    return np.isin(patients, names[order[:count]])
 
 
 def take_per_class(

@@ -87,6 +87,7 @@ class FinetuneConfig(Config):
         0.0, "probability of a mirror image (moves the heart)", low=0.0, high=1.0
     )
     seed: int = setting(0, "of weights, order and augmentation", low=0)
+    seeds: int = setting(1, "runs with seed, seed + 1, ..., and what they differ by", low=1)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     precision: str = setting("auto", "bf16 where it is fast, or", choices=("auto", "bf16", "fp32"))
     resume: str = setting("auto", "go on with the run in --out", choices=("auto", "never"))
@@ -127,6 +128,11 @@ class FinetuneConfig(Config):
             (self.val_splits, "--val-splits"),
             (self.test_splits, "--test-splits"),
         )
+
+    @property
+    def encoder_px(self) -> int | None:
+        """The side of what the encoder is shown, where it is not the init's."""
+        return self.image_px
 
     @property
     def frozen(self) -> bool:
@@ -242,8 +248,8 @@ def begin(
     found = load_model_folder(config.init)
     given, wanted = found.encoder, found.config["preprocess"]
     _refuse_other_shape(config, given)
-    image_px = config.image_px or given.image_px
-    size = _side(image_px)
+    image_px = config.encoder_px or given.image_px
+    size = _side(config.image_px or image_px)
     opened = partial(open_images, config.data, place, size_px=size, wanted=wanted, init=config.init)
     store = Store.open(first(lambda: str(opened().path)))
     encoder = VisionTransformer(
@@ -270,7 +276,7 @@ def _begin_plain(
     store = Store.open(first(lambda: str(opened().path)))
     encoder = build_vit(
         config.model or "vit_small",
-        image_px=config.image_px or store.preprocess.size_px,
+        image_px=config.encoder_px or store.preprocess.size_px,
         patch_px=config.patch_px or 16,
         drop_path=_drop_path(config),
     )

@@ -20,6 +20,7 @@ from spcxr.infer.predict import Normalisation, network_input
 from spcxr.models.averages import follow
 from spcxr.ops.philox import fold_in, uniform
 from spcxr.recipes.finetune import Cohort, FinetuneConfig, Rows, Start
+from spcxr.recipes.frames import Frames
 from spcxr.train.augment import DRAWS, Warps, plan, warp_images
 from spcxr.train.batches import epoch_batches, prefetch, seed_step
 from spcxr.train.checkpoint import Checkpoints, Position, load_checkpoint
@@ -76,7 +77,8 @@ class Course:
     """One run, ready to be trained: what the loop needs, and the schedule.
 
     ``stepped`` is what a step calls: the model, or what exchanges its gradients between processes.
-    ``ema`` is the moving average of the model, if there is one. ``settled`` says how a run without
+    ``ema`` is the moving average of the model, if there is one. ``frames`` are the parts of the
+    images that it is shown, if not all of them. ``settled`` says how a run without
     epochs came by its head.
     """
 
@@ -91,6 +93,7 @@ class Course:
     world: World
     stepped: nn.Module
     ema: nn.Module | None = None
+    frames: Frames | None = None
     settled: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -347,11 +350,12 @@ def augmented(course: Course, rows: Rows, pixels: NDArray[Any], epoch: int) -> t
     One image's warp depends on (seed, epoch, image id) alone.
     """
     config, normalisation = course.config, course.start.normalisation
+    size, law = course.start.encoder.image_px, config.augmentation
+    frames = course.frames or Frames(size)
     draws = uniform(torch.from_numpy(rows), DRAWS, seed=config.seed, epoch=epoch, stream="crop")
-    warps = plan(draws, config.augmentation)
-    size = course.start.encoder.image_px
-    grey = network_input(pixels, size, Normalisation(0.0, 1.0), course.compute.device)
-    images = (warp_images(grey, warps) - normalisation.mean) / normalisation.std
+    warps = frames.placed(plan(draws, frames.law(law)), rows)
+    grey = network_input(pixels, frames.image_px, Normalisation(0.0, 1.0), course.compute.device)
+    images = (warp_images(grey, warps, size[1]) - normalisation.mean) / normalisation.std
     return images.expand(-1, course.start.encoder.channels, -1, -1), warps  # 3: grey thrice
 
 

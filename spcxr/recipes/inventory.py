@@ -53,7 +53,7 @@ def _facts(test_set: TestSet, names: Sequence[str]) -> Iterable[tuple[str, Cell]
         yield name, shares(test_set.column(name).tolist())
     yield "size in pixels", _sizes(test_set)
     if not names:
-        yield "with a mask", int(sum(bool(path) for path in test_set.column("mask_path")))
+        yield "with a mask", int(test_set.store.manifest.masked[test_set.rows].sum())
 
 
 def _ages(cells: Array) -> str:

@@ -22,16 +22,18 @@ Example = tuple[str, float, NDArray[Any], NDArray[np.uint8]]
 
 
 def overlaps(store: Store, predicted: Predicted) -> tuple[Figures, Figures]:
-    """Dice and IoU ``(n,)`` of class 1 in each image, at the store's size; memory stays flat.
+    """Dice and IoU ``(n, K)`` of each image and structure, at the store's size; memory stays flat.
 
     Pixels whose class is not known do not count. NaN where both masks are empty.
     """
     dice, iou = [], []
     for rows, masks in predicted:
         truth = store.masks(rows)
-        pair = (masks == 1, truth == 1, truth != NO_MASK)
-        dice.append(metrics.dice(*pair))
-        iou.append(metrics.iou(*pair))
+        known = truth != NO_MASK
+        numbers = range(1, 1 + len(store.structures))
+        pairs = [(masks == k, truth == k, known) for k in numbers]
+        dice.append(np.stack([metrics.dice(*pair) for pair in pairs], 1))
+        iou.append(np.stack([metrics.iou(*pair) for pair in pairs], 1))
     return np.concatenate(dice), np.concatenate(iou)
 
 

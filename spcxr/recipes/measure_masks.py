@@ -40,7 +40,7 @@ def masked_rows(test_set: TestSet) -> Rows:
     SpcxrError
         there are none.
     """
-    masked = np.array([bool(path) for path in test_set.column("mask_path")], bool)
+    masked = test_set.store.manifest.masked[test_set.rows]
     if not masked.any():
         raise SpcxrError(
             f"{test_set.store.path}: no row of {test_set.name} has a mask; prepare a manifest with "

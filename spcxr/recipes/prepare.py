@@ -22,7 +22,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from spcxr.config import Config, ConfigError, setting, to_dict
-from spcxr.data.assembly import Assembly, ManifestTasks, join
+from spcxr.data.assembly import Assembly, ManifestTasks, join, shared_structures
 from spcxr.data.manifest import Manifest, concatenate
 from spcxr.data.pieces import Piece, Plan, plan
 from spcxr.data.pool import make_pieces
@@ -31,6 +31,7 @@ from spcxr.data.remote import RemoteFolder
 from spcxr.data.shards import refuse_occupied, write_durably
 from spcxr.data.sources import SOURCES, index
 from spcxr.data.store import Store, StoreWriter
+from spcxr.data.structures import settle_structures
 from spcxr.errors import Interrupted, NothingDone, SpcxrError
 
 OURS = {"work.json", "lock", "pieces", "store"}  # in OUT.partial
@@ -53,6 +54,11 @@ class PrepareConfig(Config):
     fit: str = setting("pad", "how an image becomes square", choices=("pad", "crop", "stretch"))
     dtype: str = setting("uint8", "of the stored pixels", choices=("uint8", "uint16"))
     labels: tuple[str, ...] = setting((), "label columns a,b,... (default: all found)")
+    structures: tuple[str, ...] = setting(
+        (),
+        'what masks show: "left lung=1,heart=2" for indexed files, or names in the order of a '
+        "cell's files (default: columns mask:NAME, or lung)",
+    )
     root: str | None = setting(None, "folder a manifest's paths are relative to")
     class_folders: bool = setting(False, "the folder an image stands in is its class")
     split_ratios: tuple[float, float, float] | None = setting(
@@ -114,12 +120,11 @@ def run(config: PrepareConfig) -> Path:
     out = out_folder(config)
     if any((Path(source) / "store.json").is_file() for source in config.sources):
         return _join(config, out)
-    manifest = _index(config)
-    request = {k: v for k, v in to_dict(config).items() if k not in NOT_PART_OF_THE_RESULT}
-    request["sources"] = [os.path.realpath(source) for source in config.sources]
-    work = partial_folder(out)
-    pieces = plan(ManifestTasks(manifest), preprocess, work / "pieces")
-    facts = {"request": request, "inputs": _fingerprint(pieces, manifest)}
+    manifest, shown = settle_structures(_index(config), config.structures, config.sources[0])
+    request, work = _request(config), partial_folder(out)
+    pieces = plan(ManifestTasks(manifest, shown), preprocess, work / "pieces")
+    facts: dict[str, Any] = {"request": request, "inputs": _fingerprint(pieces, manifest)}
+    facts["structures"] = list(shown.names)
     if _complete(out, facts, config.overwrite):
         return out
     with (
@@ -134,6 +139,15 @@ def run(config: PrepareConfig) -> Path:
         store = writer.finish(accepted, {**facts, "rejected": rejected})
     _report(store, rejected)
     return out
+
+
+def _request(config: PrepareConfig) -> dict[str, Any]:
+    """The settings that show in the result; what was added later only where it is used, so that
+    a store from before is known again."""
+    made = {k: v for k, v in to_dict(config).items() if k not in NOT_PART_OF_THE_RESULT}
+    if not config.structures:
+        del made["structures"]
+    return made | {"sources": [os.path.realpath(source) for source in config.sources]}
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -350,7 +364,9 @@ def _join(config: PrepareConfig, out: Path) -> Path:
         "seed": seed,
     }
     hashes = [store.facts["content_hash"] for store in stores]
-    facts = {"request": request, "inputs": hashlib.sha256("".join(hashes).encode()).hexdigest()}
+    facts: dict[str, Any] = {"request": request}
+    facts["inputs"] = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    facts["structures"] = list(shared_structures(stores))
     if _complete(out, facts, config.overwrite):
         return out
     with (

@@ -7,34 +7,35 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from spcxr.config import to_dict
 from spcxr.errors import Interrupted
 from spcxr.evaluate.report import write_json
-from spcxr.recipes.finetune import SCRATCH
+from spcxr.recipes.finetune import SCRATCH, FinetuneConfig
 from spcxr.train.distributed import World
 from spcxr.train.run_folder import open_run_together
-
-if TYPE_CHECKING:
-    from spcxr.recipes.classify import ClassifyConfig
 
 PARTS = ("validation", "test")
 OF_LABEL = "auroc of "
 Spread = dict[str, float]
+Settings = TypeVar("Settings", bound=FinetuneConfig)
 
 
 def run_seeds(
-    world: World, config: ClassifyConfig, run_once: Callable[[World, ClassifyConfig, Path], Path]
+    world: World,
+    config: Settings,
+    run_once: Callable[[World, Settings, Path], Path],
+    recipe: str,
 ) -> Path:
     """Run ``seed``, ``seed + 1``, ... into ``RUN/seed-K/``, each an ordinary run folder.
 
     Seeds that are finished are kept as they are, so that a run that was stopped goes on with the
     one it stopped in. Images are prepared once, in ``RUN/store``. ``RUN/summary.json`` holds the
-    mean, standard deviation and range of every overall metric and of each label's AUROC; the
-    table of the former is printed.
+    mean, standard deviation and range of every overall metric and of each label's AUROC, or of
+    every metric of each structure; the table of all but the AUROCs is printed.
 
     Raises
     ------
@@ -42,7 +43,7 @@ def run_seeds(
         in one of the runs; its message says how to go on with all of them.
     """
     opened = open_run_together(
-        world, config.out, to_dict(config), recipe="classify", resume=config.resume
+        world, config.out, to_dict(config), recipe=recipe, resume=config.resume
     )
     with opened as folder:
         made = []
@@ -66,7 +67,7 @@ def run_seeds(
     return folder
 
 
-def same(config: ClassifyConfig) -> bool:
+def same(config: FinetuneConfig) -> bool:
     """Whether all runs begin with the same encoder: their spread leaves out its own training."""
     return config.init != SCRATCH
 
@@ -86,6 +87,13 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Spread]]
 
 
 def _values(part: Mapping[str, Any]) -> dict[str, float | None]:
+    if "overall" not in part:  # masks: structure -> metric -> its interval
+        return {
+            f"{metric} of {structure}": found["value"]
+            for structure, metrics in part.items()
+            for metric, found in metrics.items()
+            if isinstance(found, Mapping) and "value" in found
+        }
     overall = {name: found["value"] for name, found in part["overall"].items()}
     labels = {f"{OF_LABEL}{n}": found["auroc"]["value"] for n, found in part["by_class"].items()}
     return overall | labels

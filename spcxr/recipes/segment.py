@@ -1,10 +1,11 @@
-"""Fine-tune an encoder and a UNETR decoder for lung masks.
+"""Fine-tune an encoder and a decoder for masks: of the lung, or of several structures.
 
 open the images -> find the rows with masks -> build -> fit -> export the best epoch -> test it.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from monai.losses import DiceLoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spcxr.config import setting, to_dict
+from spcxr.config import ConfigError, setting, to_dict
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
@@ -26,11 +25,17 @@ from spcxr.evaluate.intervals import Interval
 from spcxr.evaluate.overlays import side_by_side
 from spcxr.evaluate.summary import summarise_masks
 from spcxr.infer.predict import predict_masks
-from spcxr.models.decoder import Segmenter, UNETRDecoder
+from spcxr.infer.regions import FINDER
+from spcxr.models.decoder import Segmenter, build_decoder
+from spcxr.models.weights import load_model_folder
+from spcxr.recipes.few_shot import take_patients
 from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of, take_fraction
 from spcxr.recipes.fitting import Course, Drawn, fit, set_out
+from spcxr.recipes.frames import in_lung_box, in_windows
+from spcxr.recipes.mask_losses import LOSSES, over_scales
 from spcxr.recipes.masks import Figures, examples, overlaps
-from spcxr.recipes.outcome import export, write_results
+from spcxr.recipes.outcome import export, finished, write_results
+from spcxr.recipes.seeds import run_seeds
 from spcxr.train.augment import IGNORE, warp_masks
 from spcxr.train.checkpoint import Position
 from spcxr.train.device import pick_device
@@ -40,14 +45,50 @@ from spcxr.train.run_folder import open_run
 Rows = NDArray[np.int64]
 RECIPE = "segment"
 MASKS_AT_ONCE = 64
-STRUCTURE = "lung"  # what the masks' class 1 shows
 
 
 @dataclass(frozen=True)
 class SegmentConfig(FinetuneConfig):
-    """Settings of `segment`: those of `FinetuneConfig`, and the decoder's size."""
+    """Settings of `segment`: those of `FinetuneConfig`, the decoder and the loss."""
 
-    base_channels: int = setting(16, "channels of the decoder at full resolution", low=4)
+    decoder: str = setting(
+        "unetr", "or a light one for few labels", choices=("unetr", "linear", "mlp")
+    )
+    base_channels: int = setting(16, "channels of unetr at full resolution", low=4)
+    deep_supervision: bool = setting(
+        False, "unetr: learn from logits at a half and a quarter of the resolution too"
+    )
+    window_px: int | None = setting(
+        None,
+        "side of windows: learn from random ones of images of --image-px (else the store's), "
+        "predict by overlapping ones",
+        low=16,
+    )
+    crop_from: str | None = setting(
+        None, "segment run that finds the lungs: learn from and predict in their box alone"
+    )
+    labels: int = setting(0, "training patients with masks to use, nested by seed; 0: all", low=0)
+    loss: str = setting("dice-ce", "of the masks", choices=tuple(LOSSES))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels and self.label_fraction < 1:
+            raise ConfigError("give labels or label_fraction, not both")
+        if self.window_px and self.crop_from:
+            raise ConfigError("give window_px or crop_from, not both")
+        if self.window_px and self.image_px and self.window_px > self.image_px:
+            raise ConfigError(
+                f"window_px {self.window_px} is larger than image_px {self.image_px}; give less"
+            )
+        if self.deep_supervision and self.decoder != "unetr":
+            raise ConfigError(
+                f"deep_supervision is of decoder unetr; leave it out with decoder {self.decoder}"
+            )
+
+    @property
+    def encoder_px(self) -> int | None:
+        """The side of what the encoder is shown."""
+        return self.window_px or self.image_px
 
     @property
     def usual_lr(self) -> float:
@@ -59,6 +100,8 @@ class SegmentConfig(FinetuneConfig):
 def run(config: SegmentConfig) -> Path:
     """Fine-tune, and return the run folder: ``model/``, ``metrics.json``, ``samples/``.
 
+    With several seeds the folder holds a run for each, and ``summary.json`` (`seeds.run_seeds`).
+
     Raises
     ------
     SpcxrError
@@ -66,11 +109,26 @@ def run(config: SegmentConfig) -> Path:
     Interrupted
         Ctrl-C or SIGTERM: saved; the message says how to go on.
     """
-    with open_run(config.out, to_dict(config), recipe=RECIPE, resume=config.resume) as folder:
-        start = begin(config, folder)
-        course, task = build(config, folder, start, choose_cohort(config, start.store))
+    alone = World(pick_device(config.device))
+    if config.seeds > 1:
+        return run_seeds(alone, config, run_once, RECIPE)
+    return run_once(alone, config)
+
+
+def run_once(world: World, config: SegmentConfig, place: Path | None = None) -> Path:
+    """One run, of one seed; images are prepared at ``place``, or in the run. A finished one is
+    left as it is."""
+    settings = to_dict(config)
+    with open_run(config.out, settings, recipe=RECIPE, resume=config.resume) as folder:
+        if finished(folder):
+            return folder
+        start = begin(config, folder, place=place)
+        course, task = build(config, folder, start, choose_cohort(config, start.store), world)
         position = fit(course, task)
-        export(course, task, position, course.model.get_submodule("decoder"))
+        made = export(course, task, position, course.model.get_submodule("decoder"))
+        if config.crop_from:
+            finder = load_model_folder(config.crop_from).folder
+            shutil.copytree(finder, made / FINDER, dirs_exist_ok=True)
         report(course, task, position)
     return folder
 
@@ -84,35 +142,40 @@ def choose_cohort(config: SegmentConfig, store: Store) -> Cohort:
     Raises
     ------
     SpcxrError
-        no masks, a split without any, training or validation masks that are all empty, or masks
-        of more than one structure.
+        no masks, a split without any, a structure that no training or validation mask holds, or
+        one that the store does not name.
     """
     if not store.has_masks:
         raise SpcxrError(
-            f"{store.path}: no row has a mask; add a mask_path column and prepare it again"
+            f"{store.path}: no row has a mask; add a column mask_path, or mask:NAME for each "
+            "structure, and prepare it again"
         )
     train, val, test = (_masked_rows(store, *chosen) for chosen in config.splits)
     patients = store.manifest.patients[train]
     one_stratum = np.zeros(len(train), np.int64)
-    train = train[take_fraction(patients, one_stratum, config.label_fraction, config.seed)]
+    if config.labels:
+        train = train[take_patients(patients, config.labels, config.seed)]
+    else:
+        train = train[take_fraction(patients, one_stratum, config.label_fraction, config.seed)]
+    names = store.structures
     for rows, where in ((train, "training"), (val, "validation"), (test, "test")):
         found = classes_in(store, rows)
-        if unnamed := [k for k in found if k > 1]:
+        if unnamed := [k for k in found if k > len(names)]:
             raise SpcxrError(
-                f"{store.path}: masks of the {where} rows hold class {unnamed[0]}; one structure "
-                "can be learned: give masks of 0 and 1 (255 = unknown)"
+                f"{store.path}: masks of the {where} rows hold class {unnamed[0]}, and the store "
+                f"names {len(names)} ({', '.join(names)}); prepare it again with --structures"
             )
-        if not found and where != "test":
+        absent = [name for k, name in enumerate(names, 1) if k not in found]
+        if absent and where != "test":
             raise SpcxrError(
-                f"{store.path}: no {STRUCTURE} in any mask of the {where} rows; check the masks"
+                f"{store.path}: no {absent[0]} in any mask of the {where} rows; check the masks"
             )
     return Cohort(train, val, test)
 
 
 def _masked_rows(store: Store, splits: tuple[str, ...], flag: str) -> Rows:
     rows = rows_of(store, splits, flag)
-    paths = store.manifest.column("mask_path")
-    rows = rows[[bool(paths[row]) for row in rows.tolist()]]
+    rows = rows[store.manifest.masked[rows]]
     if splits and len(rows) == 0:
         raise SpcxrError(
             f"{store.path}: no row of {', '.join(splits)} has a mask; choose with {flag}"
@@ -129,54 +192,34 @@ def classes_in(store: Store, rows: Rows) -> list[int]:
     return [int(k) for k in np.flatnonzero(there) if k not in (0, IGNORE)]
 
 
-# --- loss -----------------------------------------------------------------------------------
-
-
-def dice_and_ce(logits: Tensor, masks: Tensor) -> Tensor:
-    """Dice of the structure + cross-entropy over all pixels whose class is known.
-
-    Dice is taken over the whole batch (nnU-Net's choice for 2-D), so that an image in which
-    the structure is absent does not count as a failure; the background has no Dice term.
-
-    Parameters
-    ----------
-    logits
-        ``[B, 1 + K, H, W]`` float, background first.
-    masks
-        ``[B, H, W]`` uint8 class numbers, 255 = unknown: adds neither loss nor gradient.
-
-    >>> import torch
-    >>> masks = torch.zeros(1, 4, 4, dtype=torch.uint8); masks[:, :2] = 1
-    >>> sure = 50 * F.one_hot(masks.long(), 2).permute(0, 3, 1, 2).float()
-    >>> float(dice_and_ce(sure, masks)) < 1e-4
-    True
-    """
-    known = masks != IGNORE
-    target = masks.long().masked_fill(~known, 0)
-    one_hot = F.one_hot(target, logits.shape[1]).movedim(-1, 1) * known[:, None]
-    shares = logits.float().softmax(1) * known[:, None]
-    dice = DiceLoss(include_background=False, batch=True)(shares, one_hot.float())
-    pixels = F.cross_entropy(logits.float(), target, reduction="none")
-    return dice + (pixels * known).sum() / known.sum().clamp(min=1)
-
-
 # --- the run --------------------------------------------------------------------------------
 
 
 def build(
-    config: SegmentConfig, folder: Path, start: Start, cohort: Cohort
+    config: SegmentConfig, folder: Path, start: Start, cohort: Cohort, world: World
 ) -> tuple[Course, Segmentation]:
     """Decoder, optimiser and task on their device."""
-    decoder = UNETRDecoder(
-        width=start.encoder.width,
-        patch_px=start.encoder.patch_px,
-        out_channels=2,
-        channels=start.encoder.channels,
-        base_channels=config.base_channels,
-    )
-    model, alone = Segmenter(start.encoder, decoder), World(pick_device(config.device))
-    course = set_out(config, RECIPE, folder, start, cohort, model, alone)
-    return course, Segmentation(course, config.base_channels)
+    block: dict[str, Any] = {
+        "kind": RECIPE,
+        "structures": list(start.store.structures),
+        "decoder": config.decoder,
+        "loss": config.loss,
+    }
+    if config.decoder == "unetr":
+        block |= {
+            "base_channels": config.base_channels,
+            "deep_supervision": config.deep_supervision,
+        }
+    model = Segmenter(start.encoder, build_decoder(block, start.encoder))
+    course = set_out(config, RECIPE, folder, start, cohort, model, world)
+    if config.window_px:
+        side = config.image_px or start.store.preprocess.size_px
+        course, more = in_windows(side, course, model)
+        block |= more
+    elif config.crop_from:
+        course, more = in_lung_box(load_model_folder(config.crop_from).folder, course, model)
+        block |= more
+    return course, Segmentation(course, block)
 
 
 @dataclass(frozen=True)
@@ -184,34 +227,35 @@ class Segmentation:
     """The `Task` of the loop: what is lost on a batch, and how well the validation rows go."""
 
     course: Course
-    base_channels: int
+    block: dict[str, Any]
     score: str = "dice"
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """What the masks show, in the order of their class numbers."""
+        return tuple(self.block["structures"])
 
     @property
     def said(self) -> str:
         """What the masks show."""
-        return f"masks of {STRUCTURE}"
-
-    @property
-    def block(self) -> dict[str, Any]:
-        """The structure of class 1, and the decoder's size."""
-        return {
-            "kind": RECIPE,
-            "structures": [STRUCTURE],
-            "base_channels": self.base_channels,
-        }
+        return f"masks of {', '.join(self.structures)}"
 
     def loss(self, model: nn.Module, images: Tensor, drawn: Drawn) -> Tensor:
         """The masks go through the images' own warps."""
-        masks = torch.from_numpy(self.course.start.store.masks(drawn.rows)).to(images.device)
-        return dice_and_ce(model(images), warp_masks(masks, drawn.warps, images.shape[-1]))
+        stored = torch.from_numpy(self.course.start.store.masks(drawn.rows)).to(images.device)
+        masks = warp_masks(stored, drawn.warps, images.shape[-1])
+        logits, between = model(images), LOSSES[self.block["loss"]]
+        if isinstance(logits, tuple):
+            return over_scales(between, logits, masks)
+        return between(logits, masks)
 
     def amount(self, rows: Rows) -> float:
         """Images; Dice over a batch cannot be shared out, so there is one process."""
         return float(len(rows))
 
     def measure(self, model: nn.Module, rows: Rows) -> tuple[Figures, Figures]:
-        """Dice and IoU ``(n,)`` of each image, at the store's resolution; NaN = both empty."""
+        """Dice and IoU ``(n, K)`` of each image and structure, at the store's resolution; NaN =
+        both empty."""
         return overlaps(self.course.start.store, self.predict(model, rows))
 
     def predict(self, model: nn.Module, rows: Rows) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
@@ -220,9 +264,23 @@ class Segmentation:
         return predict_masks(model, start.store, rows, start.normalisation, self.course.compute)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Mean Dice and IoU over the images."""
-        dice, iou = self.measure(model, self.course.cohort.val)
-        return {"dice": float(metrics.mean(dice)), "iou": float(metrics.mean(iou))}
+        """Dice and IoU: means over the images, and of these over the structures; Dice of each
+        structure where there are several."""
+        dice, iou = (mean_each(found) for found in self.measure(model, self.course.cohort.val))
+        figures = {"dice": float(dice.mean()), "iou": float(iou.mean())}
+        if len(dice) > 1:
+            each = zip(self.structures, dice.tolist(), strict=True)
+            figures |= {f"dice {name}": value for name, value in each}
+        return figures
+
+
+def mean_each(figures: Figures) -> Figures:
+    """``(n, K)`` -> the mean ``(K,)`` of each structure over the images where it is defined.
+
+    >>> mean_each(np.array([[0.5, np.nan], [1.0, 0.25]])).tolist()
+    [0.75, 0.25]
+    """
+    return np.array([float(metrics.mean(column)) for column in figures.T])
 
 
 def report(course: Course, task: Segmentation, position: Position) -> None:
@@ -232,13 +290,21 @@ def report(course: Course, task: Segmentation, position: Position) -> None:
     patients = course.start.store.manifest.patients[rows]
 
     def summarise(part: slice) -> dict[str, dict[str, Interval]]:
-        found = summarise_masks(dice[part], iou[part], patients[part], seed=course.config.seed)
-        return {STRUCTURE: found}
+        return {
+            name: summarise_masks(
+                dice[part, k], iou[part, k], patients[part], seed=course.config.seed
+            )
+            for k, name in enumerate(task.structures)
+        }
 
-    columns = {f"dice_{STRUCTURE}": dice, f"iou_{STRUCTURE}": iou}
+    columns: dict[str, Figures] = {}
+    for k, name in enumerate(task.structures):
+        columns |= {f"dice_{name}": dice[:, k], f"iou_{name}": iou[:, k]}
     write_results(course, task, position, columns, summarise)
     *_, shown = course.cohort.parts.values()
-    picture(course, task, rows[shown], dice[shown])
+    known = ~np.isnan(dice)
+    over_all = np.where(known.any(1), np.nan_to_num(dice).sum(1) / known.sum(1).clip(1), np.nan)
+    picture(course, task, rows[shown], over_all[shown])
 
 
 def picture(course: Course, task: Segmentation, rows: Rows, dice: Figures) -> Path | None:

@@ -89,8 +89,10 @@ def plan(draws: Tensor, law: Augmentation) -> Warps:
     )
 
 
-def warp_images(images: Tensor, warps: Warps) -> Tensor:
+def warp_images(images: Tensor, warps: Warps, size_px: int | None = None) -> Tensor:
     """Warp (bilinear, black outside) and relight images ``[B, C, S, S]`` float in [0, 1].
+
+    The result is ``[B, C, size_px, size_px]``, of the images' size if it is not given.
 
     Raises
     ------
@@ -101,7 +103,8 @@ def warp_images(images: Tensor, warps: Warps) -> Tensor:
     >>> warp_images(torch.rand(2, 1, 32, 32), warps).shape
     torch.Size([2, 1, 32, 32])
     """
-    size = _square(images)
+    own = _square(images)
+    size = own if size_px is None else size_px
     warped = F.grid_sample(images, _grid(warps, size, images.device), align_corners=False)
     mean = warped.mean((1, 2, 3), keepdim=True)
     gain, shift = (v.to(images.device)[:, None, None, None] for v in (warps.gain, warps.shift))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spcxr.data.pieces import FILES_PER_PIECE, Task, plan, prepare_one, read_mask
+from spcxr.data.masks import Mask, read_mask
+from spcxr.data.pieces import FILES_PER_PIECE, Task, plan, prepare_one
 from spcxr.data.presets import Preprocess
 from spcxr.data.raster import ORIENTATION
 from spcxr.data.study import Rejected, read_study
@@ -74,7 +75,7 @@ def failing(error):
 
 def test_whatever_a_decoder_raises_is_a_reason_but_a_broken_install_is_not(tmp_path, monkeypatch):
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
-    task = Task(str(tmp_path), "a.png", ("a.png",))
+    task = Task(str(tmp_path), "a.png", (Mask("a.png"),))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", failing(Odd("PatientName Smith")))
     with pytest.raises(Rejected, match=r"damaged or cut short \(Pillow: Odd\)") as caught:
         prepare_one(task, Preprocess())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spcxr.data.pieces import read_mask
+from spcxr.data.masks import read_mask
 from spcxr.data.study import Rejected, Study, range_notes, read_study
 
 RAMP = np.add.outer(np.arange(40), np.arange(50)).astype(np.uint8)

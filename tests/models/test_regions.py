@@ -162,6 +162,7 @@ class Bright(torch.nn.Module):
     def __init__(self, side):
         super().__init__()
         self.encoder = VisionTransformer(image_px=side, patch_px=16, width=24, depth=4, heads=3)
+        self.image_px = self.encoder.image_px
         self.seen = []
 
     def forward(self, images):

@@ -18,10 +18,12 @@ from spcxr.infer.predict import load_trained, predict_masks
 from spcxr.recipes import fitting
 from spcxr.recipes.finetune import begin
 from spcxr.recipes.fitting import Drawn, augmented
-from spcxr.recipes.segment import SegmentConfig, build, choose_cohort, dice_and_ce, run
+from spcxr.recipes.mask_losses import dice_and_ce
+from spcxr.recipes.segment import SegmentConfig, build, choose_cohort, run
 from spcxr.train import device
 from spcxr.train.augment import rest
 from spcxr.train.device import Compute
+from spcxr.train.distributed import World
 from spcxr.train.journal import read_records
 
 
@@ -75,7 +77,9 @@ def test_masks_go_through_the_warps_of_their_images(make_store, tiny_init, tmp_p
     strong = {"crop_scale": (0.4, 1.0), "rotation_deg": 40.0, "flip_p": 0.5, "brightness": 0.0}
     settings = config(make_store(masked=True), tiny_init, tmp_path / "run", contrast=0.0, **strong)
     start = begin(settings, tmp_path)
-    course, task = build(settings, tmp_path, start, choose_cohort(settings, start.store))
+    course, task = build(
+        settings, tmp_path, start, choose_cohort(settings, start.store), World(torch.device("cpu"))
+    )
     images, warps = augmented(course, course.rows, start.store.images(course.rows), epoch=0)
     together = task.loss(Brightness(), images, Drawn(course.rows, 0, warps))
     apart = task.loss(Brightness(), images, Drawn(course.rows, 0, rest(len(course.rows))))
@@ -203,7 +207,7 @@ def test_a_store_without_masks_is_refused(make_store, tiny_init, tmp_path):
         (
             ["a.png", "b.png", "c.png", "d.png"],
             7,
-            r"hold class 7; .*masks of 0 and 1",
+            r"hold class 7, and the store names 1 \(lung\); .*--structures",
         ),
     ],
 )
