@@ -127,6 +127,10 @@ class Store:
         """``(n, S, S)`` uint8 or uint16: a copy of the images of these rows, in this order."""
         return self._gather("images", rows, self.dtype)
 
+    def named(self, row: int) -> str:
+        """A row in words, for messages: ``stores/a: row 3 (films/7.png)``."""
+        return f"{self.path}: row {row} ({self.manifest.column('path')[row]})"
+
     def masks(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """``(n, S, S)`` uint8 class numbers: k is ``structures[k - 1]``, 0 none of them, 255 where
         nothing is known."""

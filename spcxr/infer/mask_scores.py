@@ -31,6 +31,10 @@ class InMemory:
         """``(b, S, S)`` of some of the rows."""
         return self.pixels[rows]
 
+    def named(self, row: int) -> str:
+        """The image in words, for messages."""
+        return f"image {row + 1} of {len(self.pixels)}"
+
 
 def scores_of(
     trained: TrainedModel, pixels: NDArray[Any], preprocess: Preprocess, compute: Compute,

@@ -243,10 +243,8 @@ def forward_batches(
         output = output.float()
         finite = torch.isfinite(output).flatten(1).all(1).cpu().numpy()
         if not finite.all():
-            row = int(batch[~finite][0])
-            image = store.manifest.column("path")[row]
             raise SpcxrError(
-                f"{store.path}: row {row} ({image}): the model's output is not finite; try "
+                f"{store.named(int(batch[~finite][0]))}: the model's output is not finite; try "
                 "--precision fp32, or an earlier checkpoint"
             )
         yield batch, output

@@ -118,6 +118,6 @@ def test_decoder_learns_a_lung_sized_square():
 def test_decoder_refuses():
     with pytest.raises(SpcxrError, match="patches of 14 px; the UNETR decoder takes 16 or 8"):
         UNETRDecoder(width=24, patch_px=14, out_channels=1)
-    with pytest.raises(SpcxrError, match="reads 4 depths"):
+    with pytest.raises(SpcxrError, match="the decoders read 4 depths"):
         decoder_blocks(3)
     assert decoder_blocks(24) == (5, 11, 17, 23)
