@@ -156,6 +156,7 @@ def test_neighbours_are_scikit_learns_however_few_know_a_label(known_share):
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_on_real_radiographs(shared_data, tiny_init, tmp_path):
     """Untrained features at 32 px tell where an image comes from: far above chance."""
     with (shared_data / "cls_manifest.csv").open(newline="", encoding="utf-8-sig") as stream:
