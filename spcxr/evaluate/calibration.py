@@ -17,8 +17,7 @@ from spcxr.evaluate.report import write_json
 from spcxr.evaluate.thresholds import (
     as_number,
     choose_thresholds,
-    read_facts,
-    torn,
+    read_kept,
     write_thresholds,
 )
 
@@ -237,21 +236,18 @@ def read_calibration(folder: str | Path, names: Sequence[str]) -> Array | None:
     SpcxrError
         a file that is torn, or of other labels.
     """
-    path = Path(folder) / FILE
-    facts = read_facts(path, names)
-    if facts is None:
-        return None
-    try:
+
+    def parse(facts: Mapping[str, Any]) -> Array:
         found = facts["temperature"]
         if isinstance(found, Mapping):
             made = np.array([as_number(found[name]) for name in names])
         else:
             made = np.array([as_number(found)])
-    except (KeyError, TypeError, ValueError) as error:
-        raise torn(path) from error
-    if (made <= 0).any() or np.isinf(made).any():
-        raise torn(path)
-    return made
+        if (made <= 0).any() or np.isinf(made).any():
+            raise ValueError("a temperature is above 0 and finite")
+        return made
+
+    return read_kept(Path(folder) / FILE, names, parse)
 
 
 def settle_operating_point(

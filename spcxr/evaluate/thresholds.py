@@ -8,9 +8,9 @@ otherwise.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from spcxr.evaluate.metrics import roc_curve
 from spcxr.evaluate.report import write_json
 
 Array = NDArray[Any]
+Parsed = TypeVar("Parsed")
 
 FILE = "thresholds.json"
 RULES = {
@@ -111,15 +112,31 @@ def read_thresholds(folder: str | Path, names: Sequence[str]) -> dict[str, Array
     SpcxrError
         a file that is torn, or of other labels.
     """
-    path = Path(folder) / FILE
-    facts = read_facts(path, names)
-    if facts is None:
-        return None
-    try:
+
+    def parse(facts: Mapping[str, Any]) -> dict[str, Array]:
         return {
             rule: np.array([as_number(chosen[name]) for name in names])
             for rule, chosen in facts["thresholds"].items()
         }
+
+    return read_kept(Path(folder) / FILE, names, parse)
+
+
+def read_kept(
+    path: Path, names: Sequence[str], parse: Callable[[Mapping[str, Any]], Parsed]
+) -> Parsed | None:
+    """What ``parse`` makes of a JSON file kept beside a model; None where there is no file.
+
+    Raises
+    ------
+    SpcxrError
+        a file of other labels, or one that cannot be read or parsed.
+    """
+    facts = read_facts(path, names)
+    if facts is None:
+        return None
+    try:
+        return parse(facts)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise torn(path) from error
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from spcxr.data.store import NO_MASK, Store
 from spcxr.errors import SpcxrError
-from spcxr.evaluate import metrics
 from spcxr.evaluate.mask_summary import mask_figures
 from spcxr.evaluate.overlays import best_median_worst, overlay
 
@@ -26,15 +25,8 @@ def overlaps(store: Store, predicted: Predicted) -> tuple[Figures, Figures]:
 
     Pixels whose class is not known do not count. NaN where both masks are empty.
     """
-    dice, iou = [], []
-    for rows, masks in predicted:
-        truth = store.masks(rows)
-        known = truth != NO_MASK
-        numbers = range(1, 1 + len(store.structures))
-        pairs = [(masks == k, truth == k, known) for k in numbers]
-        dice.append(np.stack([metrics.dice(*pair) for pair in pairs], 1))
-        iou.append(np.stack([metrics.iou(*pair) for pair in pairs], 1))
-    return np.concatenate(dice), np.concatenate(iou)
+    found = figures(store, predicted, store.structures)
+    return found[:, :, 0], found[:, :, 1]
 
 
 def figures(
