@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spcxr.data.presets import Box, Preprocess
 from spcxr.data.store import Store
-from spcxr.infer.predict import TrainedModel, forward_batches
+from spcxr.infer.predict import TrainedModel, at_side, forward_batches
 from spcxr.train.device import Compute
 
 Scores = NDArray[np.float32]
@@ -65,11 +65,7 @@ def scores_of(
     ):
         if mirrored:
             logits = logits.flip(-1)[:, swapped(trained.names)]
-        if logits.shape[2:] != (side, side):
-            logits = torch.nn.functional.interpolate(
-                logits, (side, side), mode="bilinear", align_corners=False
-            )
-        made.append(logits.log_softmax(1).cpu())
+        made.append(at_side(logits, side).log_softmax(1).cpu())
     return cast(Scores, torch.cat(made).numpy())
 
 

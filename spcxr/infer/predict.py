@@ -283,14 +283,22 @@ def predict_masks(
     framing = getattr(model, "framing", None)
     before = getattr(framing, "missed", 0)
     for batch, logits in forward_batches(model, store, rows, normalisation, compute, change):
-        side = store.preprocess.size_px
-        if logits.shape[2:] != (side, side):
-            logits = torch.nn.functional.interpolate(
-                logits, (side, side), mode="bilinear", align_corners=False, antialias=False
-            )
+        logits = at_side(logits, store.preprocess.size_px)
         yield batch, logits.argmax(1).to(torch.uint8).cpu().numpy()
     if missed := getattr(framing, "missed", 0) - before:
         print(f"no lung found in {missed} of {len(rows)} images: read whole", file=sys.stderr)
+
+
+def at_side(logits: Tensor, side: int) -> Tensor:
+    """Logits ``[B, K, h, w]`` resampled bilinearly to ``[B, K, side, side]``, if need be.
+
+    >>> at_side(torch.zeros(1, 2, 4, 4), 8).shape
+    torch.Size([1, 2, 8, 8])
+    """
+    if logits.shape[2:] == (side, side):
+        return logits
+    size = (side, side)
+    return torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
 def probabilities(logits: NDArray[np.float32], *, multilabel: bool) -> NDArray[np.float64]:
