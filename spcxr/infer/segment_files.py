@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import logging
 import sys
-import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from spcxr import __version__
-from spcxr.data.presets import Prepared, Preprocess
-from spcxr.data.study import Rejected, Study, read_study
+from spcxr.data.presets import Preprocess
+from spcxr.data.study import Rejected
 from spcxr.errors import Interrupted, NothingDone, SpcxrError
 from spcxr.infer import dicom_seg, pictures
 from spcxr.infer.inputs import Input, find_inputs
@@ -33,13 +30,13 @@ from spcxr.infer.measures import measure, square_mm
 from spcxr.infer.postprocess import POSTS, tidy
 from spcxr.infer.predict import TrainedModel, load_trained
 from spcxr.infer.quality import flags
+from spcxr.infer.reading import Ready, Refused, quiet, read_prepared
 from spcxr.infer.segment_table import DONE, REJECTED, Row, Table, measured, open_table
 from spcxr.train.batches import prefetch
 from spcxr.train.device import Compute
 from spcxr.train.interrupt import watch_signals
 
 THREADS = 2
-LATERAL = "it is a lateral view by its header; the model knows frontal ones"
 NO_SPACING = "pixel spacing is not known: mm2 left blank"
 
 
@@ -51,24 +48,6 @@ class Wanted:
     dicom_seg: bool = False
     post: str = "default"
     uncertainty: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Ready:
-    """A file as read: its study, what the model is shown of it, and its header for a SEG."""
-
-    given: Input
-    study: Study
-    prepared: Prepared
-    source: pydicom.Dataset | None
-
-
-@dataclass(frozen=True, eq=False)
-class Refused:
-    """A file that was not read, and why."""
-
-    given: Input
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,30 +120,6 @@ def _work_through(tool: Tool, todo: list[Input], table: Table) -> None:
             tqdm.write(f"no lung found in {tool.read_whole} images: read whole", file=sys.stderr)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep pydicom, highdicom and Pillow from quoting headers while threads read.
-
-    Each reading silences them for itself; but what one thread silences, another one that is done
-    first would let loose. Within this, nothing is loose at any time.
-    """
-    logger, writer = logging.getLogger("pydicom"), logging.getLogger("highdicom")
-    level = writer.level
-
-    def nothing(record: logging.LogRecord) -> bool:
-        return False
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.addFilter(nothing)
-        writer.setLevel(logging.CRITICAL + 1)  # it has many loggers, and quotes odd names
-        try:
-            yield
-        finally:
-            logger.removeFilter(nothing)
-            writer.setLevel(level)
-
-
 class Tool:
     """A model and what is wanted of it: reads, predicts and finishes files one by one.
 
@@ -191,16 +146,7 @@ class Tool:
 
     def read(self, given: Input) -> Ready | Refused:
         """One file, prepared as the model's images were."""
-        try:
-            study = read_study(given.path)
-            if study.view == "LATERAL":
-                raise Rejected(given.path, LATERAL)
-            source = dicom_seg.read_source(given.path) if self.wanted.dicom_seg else None
-            return Ready(given, study, self.preprocess(study), source)
-        except Rejected as error:
-            return Refused(given, error.reason)
-        except SpcxrError as error:  # a preset that can make nothing of it
-            return Refused(given, str(error))
+        return read_prepared(given, self.preprocess, with_header=self.wanted.dicom_seg)
 
     def predict(
         self, read: Iterator[Ready | Refused]

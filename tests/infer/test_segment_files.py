@@ -18,6 +18,7 @@ from spcxr.cli import use
 from spcxr.data.phantom_dicom import save, to_dataset
 from spcxr.data.phantom_draw import draw
 from spcxr.errors import Interrupted, NothingDone, SpcxrError
+from spcxr.infer import reading
 from spcxr.infer import segment_files as module
 from spcxr.infer.segment_files import Wanted, segment_files
 
@@ -222,8 +223,8 @@ def test_a_stopped_command_goes_on(drawing, png, compute, tmp_path, monkeypatch)
     with (out / "segment.csv").open("a") as file:
         file.write("torn line without an e")
     read = []
-    real_read = module.read_study
-    monkeypatch.setattr(module, "read_study", lambda path: read.append(path) or real_read(path))
+    real_read = reading.read_study
+    monkeypatch.setattr(reading, "read_study", lambda path: read.append(path) or real_read(path))
     table = segment_files(model, files, out, Wanted(), compute)
     assert sorted(read) == files[kept:]
     assert table.done == 6
@@ -253,14 +254,14 @@ def test_memory_does_not_grow_with_the_number_of_files(
     files = [png(f"{i:02d}.png") for i in range(32)]
     alive, most = weakref.WeakSet(), []
 
-    class Counted(module.Ready):
+    class Counted(reading.Ready):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             alive.add(self)
             gc.collect(0)
             most.append(len(alive))
 
-    monkeypatch.setattr(module, "Ready", Counted)
+    monkeypatch.setattr(reading, "Ready", Counted)
     segment_files(drawing("lung"), files, tmp_path / "out", Wanted(overlay=False), compute)
     assert len(most) == 32
     assert max(most) <= 20  # read ahead, a batch, and those being written
