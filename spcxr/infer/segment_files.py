@@ -1,42 +1,36 @@
 """Files and folders through a trained `Segmenter`: masks, pictures, DICOM SEG, and a table.
 
-list the files -> read and prepare them in threads -> predict in batches -> mend, bring back onto
-the file's own grid, measure and write in threads -> a row each, in order.
+predict in batches -> mend, bring back onto the file's own grid, measure and write in threads, by
+the loop of `infer.stream`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from spcxr import __version__
 from spcxr.data.presets import Preprocess
-from spcxr.data.study import Rejected
-from spcxr.errors import Interrupted, NothingDone, SpcxrError
+from spcxr.errors import SpcxrError
 from spcxr.infer import dicom_seg, pictures
-from spcxr.infer.inputs import Input, find_inputs
+from spcxr.infer.inputs import Input
 from spcxr.infer.mask_scores import Scores, entropy, mean_of_two, scores_of, to_original
 from spcxr.infer.measures import measure, square_mm
 from spcxr.infer.postprocess import POSTS, tidy
 from spcxr.infer.predict import TrainedModel, load_trained
 from spcxr.infer.quality import flags
-from spcxr.infer.reading import Ready, Refused, quiet, read_prepared
-from spcxr.infer.segment_table import DONE, REJECTED, Row, Table, measured, open_table
-from spcxr.train.batches import prefetch
+from spcxr.infer.reading import Ready, Refused, read_prepared
+from spcxr.infer.result_table import Row, Table, open_table
+from spcxr.infer.segment_table import SETTINGS, TABLE, columns, measured
+from spcxr.infer.stream import Work, refuse_nothing, version_of, work_through
 from spcxr.train.device import Compute
-from spcxr.train.interrupt import watch_signals
 
-THREADS = 2
+# Log-probabilities ``(1 + K, S, S)`` of a file; of its mirror image, if asked.
+Answer = tuple[Scores, Scores | None]
 NO_SPACING = "pixel spacing is not known: mm2 left blank"
 
 
@@ -48,15 +42,6 @@ class Wanted:
     dicom_seg: bool = False
     post: str = "default"
     uncertainty: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Predicted:
-    """A file and the model's log-probabilities ``(1 + K, S, S)``; of its mirror image if asked."""
-
-    ready: Ready
-    plain: Scores
-    mirrored: Scores | None
 
 
 def segment_files(
@@ -86,38 +71,16 @@ def segment_files(
     """
     tool = Tool(load_trained(model, compute.device), Path(out), wanted, compute)
     settings = {**asdict(wanted), "model": tool.version}
-    with open_table(tool.out, tool.trained.names, settings) as table:
-        todo = [one for one in find_inputs(given, table.names) if one.path not in table.names]
-        _work_through(tool, todo, table)
-    if not table.done:
-        raise NothingDone(
-            f"{table.first_reason} (all {table.rejected} rejected: see {tool.out}/segment.csv)"
-        )
-    return table
-
-
-def _work_through(tool: Tool, todo: list[Input], table: Table) -> None:
-    """A row for each file, in order, with one bar; a signal stops between two rows."""
-    ahead, pace = tool.compute.batch_size + THREADS, 0.2 if sys.stderr.isatty() else 10.0
-    bar = tqdm(total=len(todo), desc="segment", unit="image", mininterval=pace)
-    with (
-        quiet(),
-        watch_signals() as signals,
-        bar,
-        closing(prefetch(tool.read, todo, threads=THREADS, ahead=ahead)) as read,
-        closing(tool.predict(one for _, one in read)) as predicted,
-        closing(prefetch(tool.finish, predicted, threads=THREADS, ahead=1)) as rows,
-    ):
-        for _, row in rows:
-            table.add(row)
-            bar.update()
-            if signals.came and bar.n < len(todo):
-                raise Interrupted(
-                    f"{tool.out}: stopped by {signals.came} with {bar.n} of {len(todo)} images "
-                    "done; the same command goes on from there"
-                )
+    if tool.out.exists() and not tool.out.is_dir():
+        raise SpcxrError(f"{out}: is a file; choose another --out")
+    file, kept = tool.out / TABLE, tool.out / SETTINGS
+    with open_table(file, columns(tool.trained.names), settings, kept=kept) as table:
+        work = Work("segment", tool.read, tool.predict, tool.results, compute.batch_size)
+        work_through(work, given, table, tool.out)
         if tool.read_whole:
-            tqdm.write(f"no lung found in {tool.read_whole} images: read whole", file=sys.stderr)
+            print(f"no lung found in {tool.read_whole} images: read whole", file=sys.stderr)
+    refuse_nothing(table, file)
+    return table
 
 
 class Tool:
@@ -142,58 +105,29 @@ class Tool:
         self.trained, self.out, self.wanted, self.compute = trained, out, wanted, compute
         self.preprocess = Preprocess.from_dict(trained.config["preprocess"])
         self.read_whole = 0
-        self.version = f"{__version__} {_digest(trained.folder)}"
+        self.version = version_of(trained.folder)
 
     def read(self, given: Input) -> Ready | Refused:
         """One file, prepared as the model's images were."""
         return read_prepared(given, self.preprocess, with_header=self.wanted.dicom_seg)
 
-    def predict(
-        self, read: Iterator[Ready | Refused]
-    ) -> Generator[Predicted | Refused, None, None]:
-        """Batch by batch, in order; memory does not grow with their number."""
-        while several := list(itertools.islice(read, self.compute.batch_size)):
-            ready = [one for one in several if isinstance(one, Ready)]
-            plain, mirrored = self._scores(ready)
-            number = iter(range(len(ready)))
-            for one in several:
-                if isinstance(one, Refused):
-                    yield one
-                    continue
-                k = next(number)
-                yield Predicted(one, plain[k], None if mirrored is None else mirrored[k])
-
-    def _scores(self, ready: list[Ready]) -> tuple[Scores, Scores | None]:
-        if not ready:
-            return np.zeros((0, 0, 0, 0), np.float32), None
+    def predict(self, ready: list[Ready]) -> list[Answer]:
+        """The scores of each file of a batch."""
         squares = np.stack([one.prepared.pixels for one in ready])
         arguments = (self.trained, squares, self.preprocess, self.compute)
-        twice = self.wanted.uncertainty
-        try:
-            before = _whole(self.trained)
-            plain = scores_of(*arguments)
-            self.read_whole += _whole(self.trained) - before
-            return plain, scores_of(*arguments, mirrored=True) if twice else None
-        except SpcxrError as error:
-            files = ", ".join(str(one.given.path) for one in ready)
-            raise SpcxrError(f"{files}: {error}") from error
+        before = _whole(self.trained)
+        plain = scores_of(*arguments)
+        self.read_whole += _whole(self.trained) - before
+        if not self.wanted.uncertainty:
+            return [(one, None) for one in plain]
+        return list(zip(plain, scores_of(*arguments, mirrored=True), strict=True))
 
-    def finish(self, one: Predicted | Refused) -> Row:
-        """Mend, bring back, measure, write: the file's row."""
-        given = one.given if isinstance(one, Refused) else one.ready.given
-        row: Row = {"path": str(given.path), "name": given.name}
-        try:
-            if isinstance(one, Refused):
-                raise Rejected(given.path, one.reason)
-            return row | {"status": DONE} | self._results(one)
-        except Rejected as error:
-            return row | {"status": REJECTED, "reason": error.reason}
-
-    def _results(self, one: Predicted) -> Row:
-        ready, names = one.ready, self.trained.names
+    def results(self, ready: Ready, answer: Answer) -> Row:
+        """Mend, bring back, measure, write: the cells of the file's row."""
+        names, (plain, mirrored) = self.trained.names, answer
         study, box = ready.study, ready.prepared.box
         shape = (study.pixels.shape[0], study.pixels.shape[1])
-        scores = one.plain if one.mirrored is None else mean_of_two(one.plain, one.mirrored)
+        scores = plain if mirrored is None else mean_of_two(plain, mirrored)
         decided = tidy(scores.argmax(0).astype(np.uint8), names, self.wanted.post)
         mask = to_original(scores, decided, self.preprocess, shape, box)
         found = measure(mask, names, study)
@@ -211,7 +145,7 @@ class Tool:
             row[f"area_px_{called}"] = area
             if area is not None:
                 row[f"area_mm2_{called}"] = square_mm(area, study.spacing_mm)
-        return row | self._written(ready, mask) | self._doubt(one, scores, decided, shape)
+        return row | self._written(ready, mask) | self._doubt(ready, answer, scores, decided)
 
     def _written(self, ready: Ready, mask: NDArray[np.uint8]) -> Row:
         """The files of a mask; a SEG of nothing is none."""
@@ -229,22 +163,24 @@ class Tool:
         return row
 
     def _doubt(
-        self, one: Predicted, scores: Scores, decided: NDArray[np.uint8], shape: tuple[int, int]
+        self, ready: Ready, answer: Answer, scores: Scores, decided: NDArray[np.uint8]
     ) -> Row:
         """Mean entropy of what was found, and how far the mirror image's answer agrees (Dice)."""
-        if one.mirrored is None:
+        plain, mirrored = answer
+        if mirrored is None:
             return {}
         doubt, inside = entropy(scores), decided > 0
         row: Row = {
             "uncertainty": float(doubt[inside].mean()) if inside.any() else None,
-            "uncertainty_map": self._place("uncertainty", f"{one.ready.given.name}.png"),
+            "uncertainty_map": self._place("uncertainty", f"{ready.given.name}.png"),
         }
-        first, second = one.plain.argmax(0), one.mirrored.argmax(0)
+        first, second = plain.argmax(0), mirrored.argmax(0)
         total = np.count_nonzero(first) + np.count_nonzero(second)
         if total:
             same = np.count_nonzero((first == second) & (first > 0))
             row["flip_dice"] = 2 * same / total
-        drawn = self.preprocess.to_original(doubt, shape, one.ready.prepared.box)
+        shape = (ready.study.pixels.shape[0], ready.study.pixels.shape[1])
+        drawn = self.preprocess.to_original(doubt, shape, ready.prepared.box)
         pictures.save_map(drawn, self.out / row["uncertainty_map"])
         return row
 
@@ -257,11 +193,3 @@ class Tool:
 def _whole(trained: TrainedModel) -> int:
     """In how many images a model that looks at the lungs' box has found none, so far."""
     return int(getattr(getattr(trained.model, "framing", None), "missed", 0))
-
-
-def _digest(folder: Path) -> str:
-    """Which model it is: of its settings and head, which differ between any two trained runs."""
-    made: Any = hashlib.blake2b(digest_size=6)
-    for name in ("config.json", "head.safetensors"):
-        made.update((folder / name).read_bytes())
-    return str(made.hexdigest())

@@ -16,10 +16,10 @@ from spcxr.evaluate.calibration import calibration_error, top_label
 from spcxr.evaluate.intervals import Interval, bootstrap_all
 from spcxr.evaluate.report import Section
 from spcxr.evaluate.summary import ClassSummary, summarise_classes, usable_rows
+from spcxr.infer.operating import OperatingPoint, operating_point
 from spcxr.infer.predict import Change, TrainedModel, predict_classes, probabilities
 from spcxr.recipes import measure_masks
 from spcxr.recipes.attend import SharesRead, told_shares
-from spcxr.recipes.operating import OperatingPoint, operating_point
 from spcxr.recipes.testset import (
     Answers,
     Result,

@@ -18,10 +18,10 @@ from spcxr.evaluate.intervals import Interval, Statistic, bootstrap_all
 from spcxr.evaluate.ranking import Ranking, like
 from spcxr.evaluate.report import Cell, Section, Table
 from spcxr.evaluate.summary import mean_of_known
+from spcxr.infer.operating import operating_point
 from spcxr.infer.predict import TrainedModel
 from spcxr.recipes.measure import predict
 from spcxr.recipes.measure_masks import mean_dice
-from spcxr.recipes.operating import operating_point
 from spcxr.recipes.testset import Answers, Result, Rows, Settings, TestSet, progress
 
 Array = NDArray[Any]

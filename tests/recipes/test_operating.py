@@ -9,9 +9,9 @@ from scipy.special import expit
 from spcxr.errors import SpcxrError
 from spcxr.evaluate.calibration import calibration_error, write_calibration
 from spcxr.evaluate.thresholds import write_thresholds
+from spcxr.infer.operating import operating_point
 from spcxr.infer.predict import load_trained, predict_classes
 from spcxr.recipes.evaluate import EvaluateConfig, run
-from spcxr.recipes.operating import operating_point
 from spcxr.train.device import Compute
 
 NAMES = ("square", "odd")

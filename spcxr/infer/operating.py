@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spcxr.errors import SpcxrError
 from spcxr.evaluate.calibration import apply_temperature, read_calibration
 from spcxr.evaluate.thresholds import read_thresholds
 from spcxr.infer.predict import TrainedModel, probabilities
@@ -50,7 +51,9 @@ class OperatingPoint:
         return f"Probabilities are tempered as the validation rows asked for (temperature {shown})."
 
 
-def operating_point(trained: TrainedModel, threshold: float | None) -> OperatingPoint:
+def operating_point(
+    trained: TrainedModel, threshold: float | None, rule: str = RULE
+) -> OperatingPoint:
     """What stands beside the model's weights; a given ``threshold`` goes before it.
 
     Parameters
@@ -58,13 +61,16 @@ def operating_point(trained: TrainedModel, threshold: float | None) -> Operating
     trained
         of classes.
     threshold
-        from which every label is called; None for the model's own (``thresholds.json``, the
-        `RULE`), or a half where it has none.
+        from which every label is called; None for the model's own (``thresholds.json``, by
+        ``rule``), or a half where it has none.
+    rule
+        a key of `evaluate.thresholds.RULES`.
 
     Raises
     ------
     SpcxrError
-        a ``calibration.json`` or ``thresholds.json`` that is torn or of other labels.
+        a ``calibration.json`` or ``thresholds.json`` that is torn, of other labels, or without
+        the rule.
     """
     temperatures = read_calibration(trained.folder, trained.names)
     if threshold is not None:
@@ -72,4 +78,8 @@ def operating_point(trained: TrainedModel, threshold: float | None) -> Operating
     own = read_thresholds(trained.folder, trained.names) if trained.multilabel else None
     if own is None:
         return OperatingPoint(temperatures, HALF, "a probability of a half")
-    return OperatingPoint(temperatures, own[RULE], f"the model's thresholds.json, rule {RULE}")
+    if rule not in own:
+        raise SpcxrError(
+            f"{trained.folder}: thresholds.json has no rule {rule!r}; choose of {', '.join(own)}"
+        )
+    return OperatingPoint(temperatures, own[rule], f"the model's thresholds.json, rule {rule}")

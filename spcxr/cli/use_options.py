@@ -1,0 +1,58 @@
+"""Flags that every command of ``spcxr`` that works through files has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from spcxr.infer.result_table import Counts
+    from spcxr.train.device import Compute
+
+
+def compute_options(batch_size: int) -> Callable[[Any], Any]:
+    """MODEL, INPUT..., ``--device``, ``--precision``, ``--batch-size`` and ``--debug``."""
+    decorators = (
+        click.argument("model", metavar="MODEL"),
+        click.argument("inputs", metavar="INPUT...", nargs=-1, required=True),
+        click.option("--device", default="auto", help="auto, cpu or cuda.  [auto]"),
+        click.option("--precision", default="auto", help="auto, bf16 or fp32.  [auto]"),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(1),
+            default=batch_size,
+            help=f"Images at a time.  [{batch_size}]",
+        ),
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    )
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def chosen_compute(device: str, precision: str, batch_size: int) -> Compute:
+    """What the flags ask for, settled.
+
+    >>> chosen_compute("cpu", "fp32", 4).precision
+    'fp32'
+    """
+    from spcxr.train.device import Compute, pick_device, pick_precision
+
+    where = pick_device(device)
+    return Compute(batch_size, where, pick_precision(precision, where))
+
+
+def said(out: str, counts: Counts, verb: str) -> str:
+    """The last line of a command.
+
+    >>> from spcxr.infer.result_table import Counts
+    >>> said("a.csv", Counts(done=3, rejected=1), "predicted")
+    'done: a.csv (3 predicted, 1 rejected)'
+    """
+    return f"done: {out} ({counts.done} {verb}, {counts.rejected} rejected)"

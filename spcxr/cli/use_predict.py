@@ -1,0 +1,43 @@
+"""``spcxr predict``: its flags."""
+
+from __future__ import annotations
+
+import click
+
+from spcxr.cli.options import with_exit_code
+from spcxr.cli.use_options import chosen_compute, compute_options, said
+
+
+@click.command("predict")
+@compute_options(batch_size=16)
+@click.option("--out", required=True, help="File of the results: .csv, .json or .parquet.")
+@click.option(
+    "--threshold-rule",
+    type=click.Choice(("youden", "specificity_90", "sensitivity_90")),
+    default="youden",
+    help="Which of the model's thresholds calls a label (several labels).  [youden]",
+)
+@click.option("--with-ids", is_flag=True, help="Add patient, study and image ids of DICOM headers.")
+def predict(
+    model: str,
+    inputs: tuple[str, ...],
+    out: str,
+    threshold_rule: str,
+    with_ids: bool,
+    **flags: object,
+) -> None:
+    """Probabilities of labels: MODEL is a run of spcxr-train classify, INPUT files and folders.
+
+    OUT has a row a file, also for files that are rejected. A stopped command goes on.
+    """
+
+    def work() -> None:
+        from spcxr.infer.predict_files import predict_files
+
+        compute = chosen_compute(
+            str(flags["device"]), str(flags["precision"]), int(str(flags["batch_size"]))
+        )
+        counts = predict_files(model, inputs, out, compute, rule=threshold_rule, with_ids=with_ids)
+        click.echo(said(out, counts, "predicted"))
+
+    with_exit_code(work, bool(flags["debug"]))
