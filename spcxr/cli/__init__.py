@@ -11,6 +11,8 @@ import click
 
 from spcxr import __version__
 from spcxr.cli.options import one_line_when_stopped, recipe_options
+from spcxr.cli.use_embed import embed
+from spcxr.cli.use_predict import predict
 from spcxr.cli.use_segment import segment
 
 
@@ -91,10 +93,11 @@ def train() -> None:
 @click.group(cls=Group)
 @click.version_option(__version__, prog_name="spcxr")
 def use() -> None:
-    """Use spcxr: segment radiographs; see what this machine offers."""
+    """Use what was trained: labels, masks and features of radiographs."""
 
 
-use.add_command(segment)
+for command in (predict, segment, embed):
+    use.add_command(command)
 
 
 @use.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,16 +36,17 @@ def compute_options(batch_size: int) -> Callable[[Any], Any]:
     return decorate
 
 
-def chosen_compute(device: str, precision: str, batch_size: int) -> Compute:
-    """What the flags ask for, settled.
+def chosen_compute(flags: Mapping[str, object]) -> Compute:
+    """What the flags of `compute_options` ask for, settled.
 
-    >>> chosen_compute("cpu", "fp32", 4).precision
+    >>> chosen_compute({"device": "cpu", "precision": "fp32", "batch_size": 4}).precision
     'fp32'
     """
     from spcxr.train.device import Compute, pick_device, pick_precision
 
-    where = pick_device(device)
-    return Compute(batch_size, where, pick_precision(precision, where))
+    where = pick_device(str(flags["device"]))
+    precision = pick_precision(str(flags["precision"]), where)
+    return Compute(int(str(flags["batch_size"])), where, precision)
 
 
 def said(out: str, counts: Counts, verb: str) -> str:

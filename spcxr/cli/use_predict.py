@@ -34,9 +34,7 @@ def predict(
     def work() -> None:
         from spcxr.infer.predict_files import predict_files
 
-        compute = chosen_compute(
-            str(flags["device"]), str(flags["precision"]), int(str(flags["batch_size"]))
-        )
+        compute = chosen_compute(flags)
         counts = predict_files(model, inputs, out, compute, rule=threshold_rule, with_ids=with_ids)
         click.echo(said(out, counts, "predicted"))
 

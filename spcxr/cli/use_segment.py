@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from spcxr.cli.options import with_exit_code
+from spcxr.cli.use_options import chosen_compute, compute_options
 
 
 @click.command("segment")
-@click.argument("model", metavar="MODEL")
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@compute_options(batch_size=4)
 @click.option("--out", required=True, help="Folder of the results; a stopped command goes on.")
 @click.option("--overlay/--no-overlay", default=True, help="Pictures with outlines.  [yes]")
 @click.option("--dicom-seg", is_flag=True, help="DICOM SEG of each DICOM file; others are refused.")
@@ -20,10 +20,6 @@ from spcxr.cli.options import with_exit_code
     help="Mend the mask: keep the largest pieces, fill holes, both (default) or neither.",
 )
 @click.option("--uncertainty", is_flag=True, help="Predict mirrored, too: mean, map and figures.")
-@click.option("--device", default="auto", help="auto, cpu or cuda.  [auto]")
-@click.option("--precision", default="auto", help="auto, bf16 or fp32.  [auto]")
-@click.option("--batch-size", type=click.IntRange(1), default=4, help="Images at a time.  [4]")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def segment(
     model: str,
     inputs: tuple[str, ...],
@@ -37,18 +33,14 @@ def segment(
 
     def work() -> None:
         from spcxr.infer.segment_files import Wanted, segment_files
-        from spcxr.train.device import Compute, pick_device, pick_precision
 
-        device = pick_device(str(flags["device"]))
-        precision = pick_precision(str(flags["precision"]), device)
         wanted = Wanted(
             overlay=bool(flags["overlay"]),
             dicom_seg=bool(flags["dicom_seg"]),
             post=str(flags["post"]),
             uncertainty=bool(flags["uncertainty"]),
         )
-        compute = Compute(int(str(flags["batch_size"])), device, precision)
-        table = segment_files(model, inputs, out, wanted, compute)
+        table = segment_files(model, inputs, out, wanted, chosen_compute(flags))
         click.echo(
             f"done: {out} ({table.done} segmented, {table.flagged} of them flagged, "
             f"{table.rejected} rejected)"

@@ -35,7 +35,6 @@ from spcxr.infer.stream import Work, refuse_nothing, version_of, work_through
 from spcxr.train.device import Compute
 
 FORMATS = (".csv", ".json", ".parquet")
-NUMBERS = ("p_", "call_", "patches_read")  # columns that begin so
 # Logits (K,) of a file, and the share of its patches that was read (None: the whole image).
 Answer = tuple[NDArray[np.float32], float | None]
 
@@ -98,10 +97,13 @@ def open_rows(
     if out.suffix == ".csv":
         kept = out.with_suffix(".settings.json")
         return open_table(out, columns, settings, kept=kept, digits=DIGITS)
-    numbers = [name.startswith(NUMBERS) for name in columns]
-    types = [pa.float64() if number else pa.string() for number in numbers]
-    schema = pa.schema(list(zip(columns, types, strict=True)))
-    return open_parts(out, schema, settings)
+    return open_parts(out, pa.schema([(name, _type(name)) for name in columns]), settings)
+
+
+def _type(column: str) -> Any:
+    if column.startswith("call_"):
+        return pa.int8()
+    return pa.float64() if column.startswith(("p_", "patches_read")) else pa.string()
 
 
 def refuse_suffix(out: Path, known: tuple[str, ...]) -> None:

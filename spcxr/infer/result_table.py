@@ -81,7 +81,7 @@ def open_table(
         settings.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+", newline="", encoding="utf-8") as opened:
+    with file.open("a+", newline="", encoding="utf-8", errors="surrogateescape") as opened:
         lock(opened, file.parent)
         if opened.tell() and not kept.is_file():
             raise SpcxrError(f"{file}: is not of this command; choose another --out")
@@ -134,7 +134,7 @@ def _go_on(file: IO[str], table: Table) -> None:
     text = file.read()
     whole = text[: text.rfind("\n") + 1]
     if len(whole) < len(text):
-        file.truncate(len(whole.encode()))
+        file.truncate(len(whole.encode("utf-8", "surrogateescape")))
     if not whole:
         csv.writer(file, lineterminator="\n").writerow(table.columns)
         file.flush()
