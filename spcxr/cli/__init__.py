@@ -12,6 +12,7 @@ import click
 from spcxr import __version__
 from spcxr.cli.options import one_line_when_stopped, recipe_options
 from spcxr.cli.use_embed import embed
+from spcxr.cli.use_explain import explain
 from spcxr.cli.use_predict import predict
 from spcxr.cli.use_segment import segment
 
@@ -96,7 +97,7 @@ def use() -> None:
     """Use what was trained: labels, masks and features of radiographs."""
 
 
-for command in (predict, segment, embed):
+for command in (predict, segment, embed, explain):
     use.add_command(command)
 
 

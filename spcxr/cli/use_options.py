@@ -36,6 +36,14 @@ def compute_options(batch_size: int) -> Callable[[Any], Any]:
     return decorate
 
 
+rule_option = click.option(
+    "--threshold-rule",
+    type=click.Choice(("youden", "specificity_90", "sensitivity_90")),
+    default="youden",
+    help="Which of the model's thresholds calls a label (several labels).  [youden]",
+)
+
+
 def chosen_compute(flags: Mapping[str, object]) -> Compute:
     """What the flags of `compute_options` ask for, settled.
 

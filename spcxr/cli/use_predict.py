@@ -5,18 +5,13 @@ from __future__ import annotations
 import click
 
 from spcxr.cli.options import with_exit_code
-from spcxr.cli.use_options import chosen_compute, compute_options, said
+from spcxr.cli.use_options import chosen_compute, compute_options, rule_option, said
 
 
 @click.command("predict")
 @compute_options(batch_size=16)
 @click.option("--out", required=True, help="File of the results: .csv, .json or .parquet.")
-@click.option(
-    "--threshold-rule",
-    type=click.Choice(("youden", "specificity_90", "sensitivity_90")),
-    default="youden",
-    help="Which of the model's thresholds calls a label (several labels).  [youden]",
-)
+@rule_option
 @click.option("--with-ids", is_flag=True, help="Add patient, study and image ids of DICOM headers.")
 def predict(
     model: str,

@@ -117,15 +117,24 @@ def heat_overlay(image: Array, heat: Array) -> NDArray[np.uint8]:
     height, width = image.shape
     times = -(-DRAWN_PX // min(image.shape))
     size = (times * width, times * height)
-    known = np.nan_to_num(heat, nan=0.0)
-    even = _even(known)
-    above = max(float(known.max()) - even, 1e-6 * even + 1e-12)  # all even: nothing is shown
-    share = ((known - even) / above).clip(0, 1).astype(np.float32)
+    share = above_even(heat)
     wide = np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BILINEAR))[..., None]
     plain = np.asarray(Image.fromarray(grey8(image)).resize(size, BICUBIC).convert("RGB"))
     cover = STRONGEST * wide
     colour = 255 * HEAT(wide[..., 0])[..., :3]
     return ((1 - cover) * plain + cover * colour).round().astype(np.uint8)
+
+
+def above_even(heat: Array) -> NDArray[np.float32]:
+    """Attention ``(Gh, Gw)`` from 0, an even share or less, to 1, the largest of this image.
+
+    >>> above_even(np.array([[0.0, 0.1], [0.1, 0.4]])).tolist()
+    [[0.0, 0.0], [0.0, 1.0]]
+    """
+    known = np.nan_to_num(heat, nan=0.0)
+    even = _even(known)
+    above = max(float(known.max()) - even, 1e-6 * even + 1e-12)  # all even: nothing is shown
+    return ((known - even) / above).clip(0, 1).astype(np.float32)
 
 
 def times_even(heat: Array) -> float:

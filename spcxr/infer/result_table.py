@@ -80,6 +80,8 @@ def open_table(
         ``file`` is being written, is another table, or holds results of another model or other
         settings.
     """
+    if file.parent.exists() and not file.parent.is_dir():
+        raise SpcxrError(f"{file.parent}: is a file; choose another --out")
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+", newline="", encoding="utf-8", errors="surrogateescape") as opened:
         lock(opened, file.parent)

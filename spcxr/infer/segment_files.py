@@ -71,8 +71,6 @@ def segment_files(
     """
     tool = Tool(load_trained(model, compute.device), Path(out), wanted, compute)
     settings = {**asdict(wanted), "model": tool.version}
-    if tool.out.exists() and not tool.out.is_dir():
-        raise SpcxrError(f"{out}: is a file; choose another --out")
     file, kept = tool.out / TABLE, tool.out / SETTINGS
     with open_table(file, columns(tool.trained.names), settings, kept=kept) as table:
         work = Work("segment", tool.read, tool.predict, tool.results, compute.batch_size)
