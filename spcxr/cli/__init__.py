@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from spcxr import __version__
-from spcxr.cli.options import one_line_when_stopped, recipe_options
+from spcxr.cli.options import one_line_when_stopped, recipe_options, with_exit_code
 from spcxr.cli.use_embed import embed
 from spcxr.cli.use_explain import explain
 from spcxr.cli.use_predict import predict
@@ -102,10 +102,20 @@ for command in (predict, segment, embed, explain):
 
 
 @use.command()
+@click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def info(as_json: bool) -> None:
-    """Versions, devices, and each kernel backend with the reason why it is or is not used."""
-    from spcxr.infer.info import gather, render
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def info(model: str | None, as_json: bool, debug: bool) -> None:
+    """What a MODEL is and answers; without one, what this machine offers.
 
-    facts = gather()
-    click.echo(render(facts, as_json=as_json))
+    Versions, devices, and each kernel backend with the reason why it is or is not used.
+    """
+
+    def work() -> None:
+        from spcxr.infer.info import gather, render
+        from spcxr.infer.model_info import describe
+
+        facts = gather() if model is None else describe(model)
+        click.echo(render(facts, as_json=as_json))
+
+    with_exit_code(work, debug)

@@ -31,5 +31,5 @@ def header_ids(path: str | Path) -> Row:
     if head[128:132] != b"DICM" and not starts_like_a_dataset(head):
         return {}
     with decoding(path, "pydicom", "its DICOM header is damaged"):
-        source = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=IDS)
+        source = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(IDS))
         return {name: str(source.get(name) or "") for name in IDS}

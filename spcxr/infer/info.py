@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from spcxr.ops import dispatch
 from spcxr.train.device import pick_device, pick_precision
 
 LIBRARIES = ("torch", "triton", "numpy", "pydicom", "pillow", "monai", "pyarrow", "safetensors",
-             "highdicom")  # fmt: skip
+             "highdicom", "onnx", "onnxruntime", "timm")  # fmt: skip
 DICOM_PLUGINS = ("pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm")
 
 
@@ -58,16 +59,20 @@ def render(facts: dict[str, Any], *, as_json: bool = False) -> str:
     """
     if as_json:
         return json.dumps(facts, indent=2, default=str)
-    lines = []
+    return "\n".join(_lines(facts))
+
+
+def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    wide = 20 - len(indent)
     for name, value in facts.items():
         if name == "backends":
-            lines += [_backend_line(row) for row in value]
+            yield from map(_backend_line, value)
         elif isinstance(value, dict):
-            lines.append(f"{name}:")
-            lines += [f"  {k:<18} {v}" for k, v in value.items()]
+            yield f"{indent}{name}:"
+            yield from _lines(value, indent + "  ")
         else:
-            lines.append(f"{name:<20} {value}")
-    return "\n".join(lines)
+            said = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            yield f"{indent}{name:<{wide}} {said}"
 
 
 def _backend_line(row: dict[str, Any]) -> str:
