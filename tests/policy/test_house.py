@@ -131,11 +131,13 @@ def test_help_does_not_load_torch():
 
 
 def flags() -> dict[str, list[str]]:
-    context = click.Context(cli.train)
     made: dict[str, list[str]] = {}
-    for name in cli.train.list_commands(context):
-        command = cli.train.get_command(context, name)
-        made[name] = sorted(o for p in command.params for o in (*p.opts, *p.secondary_opts))
+    for group, before in ((cli.train, ""), (cli.use, "spcxr ")):
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            options = sorted(o for p in command.params for o in (*p.opts, *p.secondary_opts))
+            made[before + name] = options
     return made
 
 
