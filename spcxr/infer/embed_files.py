@@ -24,7 +24,6 @@ from spcxr.infer.header_ids import IDS, header_ids
 from spcxr.infer.input_range import unlike_training
 from spcxr.infer.inputs import Input
 from spcxr.infer.predict import Normalisation, network_input
-from spcxr.infer.predict_files import refuse_suffix
 from spcxr.infer.reading import Ready, Refused, read_prepared
 from spcxr.infer.result_parts import Parts, join_parts, open_parts
 from spcxr.infer.result_table import Counts, Row
@@ -124,7 +123,7 @@ def embed_files(
         Ctrl-C or SIGTERM; what was made is kept.
     """
     out = Path(out)
-    refuse_suffix(out, FORMATS)
+    result_files.refuse_suffix(out, FORMATS)
     if tokens not in TOKENS:
         raise SpcxrError(f"tokens is {tokens!r}; choose one of: {', '.join(TOKENS)}")
     if tokens != "cls" and out.suffix in OF_WORDS:

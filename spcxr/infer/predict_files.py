@@ -28,7 +28,7 @@ from spcxr.infer.operating import RULE, operating_point
 from spcxr.infer.predict import TrainedModel, load_trained, predict_classes
 from spcxr.infer.reading import Ready, Refused, read_prepared
 from spcxr.infer.regions import StoredLungs
-from spcxr.infer.result_files import DIGITS, write_json, write_parquet
+from spcxr.infer.result_files import DIGITS, refuse_suffix, write_json, write_parquet
 from spcxr.infer.result_parts import join_parts, open_parts
 from spcxr.infer.result_table import Counts, Row, open_table
 from spcxr.infer.stream import Work, refuse_nothing, version_of, work_through
@@ -104,20 +104,6 @@ def _type(column: str) -> Any:
     if column.startswith("call_"):
         return pa.int8()
     return pa.float64() if column.startswith(("p_", "patches_read")) else pa.string()
-
-
-def refuse_suffix(out: Path, known: tuple[str, ...]) -> None:
-    """Refuse a file of another kind than ``known``, or a folder by its name.
-
-    >>> refuse_suffix(Path("a.txt"), (".csv", ".json"))
-    Traceback (most recent call last):
-    spcxr.errors.SpcxrError: a.txt: --out must end in .csv or .json
-    """
-    if out.suffix not in known:
-        *most, last = known
-        raise SpcxrError(f"{out}: --out must end in {', '.join(most)} or {last}")
-    if out.is_dir():
-        raise SpcxrError(f"{out}: is a folder; choose another --out")
 
 
 class Labeller:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from spcxr.errors import SpcxrError
 from spcxr.infer.result_parts import Parts
 from spcxr.infer.result_table import Row, cell
 
@@ -21,6 +22,20 @@ Shapes = Mapping[str, tuple[int, ...]]
 KEY = "spcxr"  # of the settings in a parquet or safetensors file's own metadata
 DIGITS = 9  # hold a float32
 ROW = "row"
+
+
+def refuse_suffix(out: Path, known: tuple[str, ...]) -> None:
+    """Refuse a file of another kind than ``known``, or a folder by its name.
+
+    >>> refuse_suffix(Path("a.txt"), (".csv", ".json"))
+    Traceback (most recent call last):
+    spcxr.errors.SpcxrError: a.txt: --out must end in .csv or .json
+    """
+    if out.suffix not in known:
+        *most, last = known
+        raise SpcxrError(f"{out}: --out must end in {', '.join(most)} or {last}")
+    if out.is_dir():
+        raise SpcxrError(f"{out}: is a folder; choose another --out")
 
 
 def vector_type(shape: tuple[int, ...]) -> Any:

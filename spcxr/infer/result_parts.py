@@ -6,7 +6,6 @@ behind the last one; neither writing nor joining holds more than one part in mem
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,11 +36,16 @@ class Parts(Counts):
 
     def add(self, row: Row) -> None:
         """Take one row; every so often a part is written."""
+        row = row | {"path": as_text(row["path"])}
         self.count(row)
         self.waiting.append({name: row.get(name) for name in self.schema.names})
         self.bytes += sum(v.nbytes for v in row.values() if isinstance(v, np.ndarray))
         if len(self.waiting) >= ROWS or self.bytes >= BYTES:
             self.flush()
+
+    def has(self, path: Path) -> bool:
+        """Whether a file has a row."""
+        return Path(as_text(str(path))) in self.names
 
     def flush(self) -> None:
         """Write what waits as a part."""
@@ -88,6 +92,15 @@ class Parts(Counts):
         return sorted(self.folder.glob("*.parquet"))
 
 
+def as_text(path: str) -> str:
+    """A path whose bytes are no UTF-8 as text that a parquet file takes.
+
+    >>> as_text("a\\udcff.png")
+    'a\\\\udcff.png'
+    """
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
 @contextmanager
 def open_parts(out: Path, schema: Any, settings: Mapping[str, Any]) -> Iterator[Parts]:
     """The parts of the file ``out``, in the folder ``out.parts``, new or gone on with.
@@ -117,7 +130,7 @@ def open_parts(out: Path, schema: Any, settings: Mapping[str, Any]) -> Iterator[
 def join_parts(parts: Parts, out: Path, write: Callable[[Parts, Path], None]) -> None:
     """Make the file ``out`` of all parts by ``write``, whole or not at all, and drop the parts."""
     parts.flush()
-    draft = out.with_name(f".{out.name}.writing-{os.getpid()}")
+    draft = out.with_name(f".{out.name}.writing")  # of one process, by the parts' lock
     try:
         write(parts, draft)
         draft.replace(out)

@@ -33,6 +33,10 @@ class Counts:
         """Take a row."""
         self.count(row)
 
+    def has(self, path: Path) -> bool:
+        """Whether a file has a row."""
+        return path in self.names
+
     def count(self, row: Row) -> None:
         """Take a row into the counts."""
         self.names[Path(row["path"])] = row.get("name", "")

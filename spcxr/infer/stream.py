@@ -27,7 +27,7 @@ from spcxr.train.batches import prefetch
 from spcxr.train.interrupt import watch_signals
 
 THREADS = 2
-WEIGHTS = ("config.json", "head.safetensors", "model.safetensors")
+WEIGHTS = ("config.json", "head.safetensors", "model.safetensors", "pytorch_model.bin")
 A = TypeVar("A")
 
 
@@ -68,7 +68,7 @@ def work_through(work: Work[A], given: Sequence[str | Path], rows: Counts, out: 
     Interrupted
         Ctrl-C or SIGTERM; what has a row is kept.
     """
-    todo = [one for one in find_inputs(given, rows.names) if one.path not in rows.names]
+    todo = [one for one in find_inputs(given, rows.names) if not rows.has(one.path)]
     ahead, pace = work.batch_size + THREADS, 0.2 if sys.stderr.isatty() else 10.0
     bar = tqdm(total=len(todo), desc=work.name, unit="image", mininterval=pace)
     with (
@@ -129,16 +129,17 @@ def _row(work: Work[A], one: tuple[Ready, A] | Refused) -> Row:
         return row | {"status": REJECTED, "reason": error.reason}
 
 
-def version_of(folder: Path) -> str:
-    """This spcxr and the weights of a model folder, in a few characters.
+def version_of(model: Path) -> str:
+    """This spcxr and the weights of a run, a model folder or a file, in a few characters.
 
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     len(version_of(Path(folder)).split()[1])
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     len(version_of(Path(file.name)).split()[1])
     12
     """
     made: Any = hashlib.blake2b(digest_size=6)
-    for file in (folder / name for name in WEIGHTS):
+    folders = (model, model / "model", model / "lungs", model / "model" / "lungs")
+    for file in (model, *(folder / name for folder in folders for name in WEIGHTS)):
         if file.is_file():
             with file.open("rb") as opened:
                 while part := opened.read(2**20):

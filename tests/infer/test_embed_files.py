@@ -192,6 +192,21 @@ def test_a_killed_command_goes_on_behind_its_last_part(monkeypatch, compute, tmp
     np.testing.assert_array_equal(found[:, 0], row)
 
 
+def test_a_name_that_is_no_text_is_written_and_gone_on_with(monkeypatch, compute, tmp_path):
+    fake(monkeypatch)
+    monkeypatch.setattr(result_parts, "ROWS", 1)
+    folder = touched(tmp_path / "in", 3)
+    (folder / "00001").rename(folder / "00001.\udcff")
+    with monkeypatch.context() as patch:
+        patch.setattr(result_parts.Parts, "flush", dies_after(2))
+        with pytest.raises(MemoryError):
+            embed_files("fake", [folder], tmp_path / "o.parquet", compute)
+    embed_files("fake", [folder], tmp_path / "o.parquet", compute)
+    _, row, paths = read_vectors(tmp_path / "o.parquet")
+    assert row.tolist() == [0, 1, 2]
+    assert paths[1].endswith("00001.\\udcff")
+
+
 def dies_after(count):
     """`Parts.flush` that works so many times, as if the process were killed then."""
     real, calls = result_parts.Parts.flush, []
