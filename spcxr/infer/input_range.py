@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from spcxr.infer.predict import Normalisation
 
+UNLIKE = "grey levels unlike those of the training images"  # how such a note begins
 # Ours: images of one site scatter by half of that; an image read wrongly lies beyond.
 FARTHEST = 1.0  # an image's mean from the training images', in deviations of their pixels
 FLATTEST, BROADEST = 0.3, 2.0  # an image's own deviation, in theirs
@@ -39,6 +40,6 @@ def unlike_training(square: NDArray[Any], trained: Normalisation) -> str | None:
     if near and FLATTEST * trained.std <= deviation <= BROADEST * trained.std:
         return None
     return (
-        f"grey levels unlike those of the training images (mean {mean:.2f}, deviation "
-        f"{deviation:.2f}; there {trained.mean:.2f}, {trained.std:.2f})"
+        f"{UNLIKE} (mean {mean:.2f}, deviation {deviation:.2f}; there {trained.mean:.2f}, "
+        f"{trained.std:.2f})"
     )

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from spcxr import __version__
 from spcxr.data.study import Rejected
 from spcxr.errors import Interrupted, NothingDone, SpcxrError
+from spcxr.infer.input_range import UNLIKE
 from spcxr.infer.inputs import Input, find_inputs
 from spcxr.infer.reading import Ready, Refused, quiet
 from spcxr.infer.result_table import DONE, REJECTED, Counts, Row
@@ -59,7 +60,8 @@ class Work(Generic[A]):
 def work_through(work: Work[A], given: Sequence[str | Path], rows: Counts, out: Path) -> None:
     """A row for each file of ``given`` that has none yet, in order, with one bar.
 
-    A signal stops between two rows.
+    A signal stops between two rows. How many images looked unlike the training images is said on
+    standard error.
 
     Raises
     ------
@@ -69,6 +71,7 @@ def work_through(work: Work[A], given: Sequence[str | Path], rows: Counts, out: 
         Ctrl-C or SIGTERM; what has a row is kept.
     """
     todo = [one for one in find_inputs(given, rows.names) if not rows.has(one.path)]
+    unlike = 0
     ahead, pace = work.batch_size + THREADS, 0.2 if sys.stderr.isatty() else 10.0
     bar = tqdm(total=len(todo), desc=work.name, unit="image", mininterval=pace)
     with (
@@ -84,11 +87,18 @@ def work_through(work: Work[A], given: Sequence[str | Path], rows: Counts, out: 
         for _, row in finished:
             rows.add(row)
             bar.update()
+            unlike += UNLIKE in (row.get("notes") or "")
             if signals.came and bar.n < len(todo):
                 raise Interrupted(
                     f"{out}: stopped by {signals.came} with {bar.n} of {len(todo)} images "
                     "done; the same command goes on from there"
                 )
+    if unlike:
+        print(
+            f"warning: {unlike} of {len(todo)} images have {UNLIKE} (see their notes): were they "
+            "prepared otherwise?",
+            file=sys.stderr,
+        )
 
 
 def refuse_nothing(rows: Counts, table: Path) -> None:

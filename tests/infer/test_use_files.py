@@ -19,7 +19,9 @@ from PIL import Image
 from spcxr.cli import use
 from spcxr.data.phantom_dicom import save, to_dataset
 from spcxr.data.phantom_draw import draw
+from spcxr.evaluate.thresholds import RULES
 from spcxr.infer import reading
+from spcxr.infer.operating import RULE
 
 OUT = {"predict": "out.csv", "embed": "out.parquet", "explain": "out"}
 DID = {"predict": "predicted", "embed": "embedded", "explain": "explained"}
@@ -123,6 +125,27 @@ def test_every_bad_file_has_a_row_and_the_rest_goes_on(command, untrained, bad_f
         assert row["reason"], name
         assert "\n" not in row["reason"]
     assert run.stdout.count("\n") == 1
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("command", COMMANDS)
+def test_real_files_are_read_or_refused_for_what_they_are(
+    command, untrained, shared_data, tmp_path
+):
+    out = tmp_path / OUT[command]
+    run = call(command, untrained(), [shared_data / "dicom"], out)
+    assert run.exit_code == 0, run.output
+    refused = {
+        row["path"].rpartition("/")[2]: row["reason"]
+        for row in rows(out)
+        if row["status"] == "rejected"
+    }
+    assert refused == {
+        "udacity_test4.dcm": "its BodyPartExamined is RIBCAGE, not the chest",
+        "udacity_test5.dcm": "its Modality is CT, not one of CR, DX, DR, RG",
+        "udacity_test6.dcm": "its PatientPosition is XX, none of a chest X-ray",
+        "wg04_RG2_hip_JPLY.dcm": "its BodyPartExamined is HIP, not the chest",
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -311,6 +334,13 @@ def test_two_at_once_are_refused(untrained, png, tmp_path):
         run = call("embed", untrained(), [png("a.png")], tmp_path / "o.npz")
     assert run.exit_code == 2
     assert "another process writes here; choose another --out" in run.output
+
+
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_the_rules_offered_are_those_that_are_known(command):
+    (rule,) = (p for p in use.commands[command].params if p.name == "threshold_rule")
+    assert set(rule.type.choices) == set(RULES)
+    assert rule.default == RULE
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -187,8 +187,8 @@ def test_one_class_of_many_is_the_likeliest(store, tmp_path):
         assert not any(column.startswith("call_") for column in row)
 
 
-def test_an_image_unlike_those_of_training_is_noted(tmp_path):
-    """A bright square with a dark corner, through a preset that leaves grey levels as they are."""
+def test_an_image_unlike_those_of_training_is_noted(tmp_path, capsys):
+    """White all over with one dark pixel; min and max stretch it no further."""
     trained = model(tmp_path / "run")
     pixels = np.full((64, 64), 250, np.uint8)
     pixels += np.arange(64, dtype=np.uint8) % 5
@@ -201,6 +201,7 @@ def test_an_image_unlike_those_of_training_is_noted(tmp_path):
     white, grey = (row["notes"] for row in rows(tmp_path / "o.csv"))
     assert "grey levels unlike those of the training images (mean 0.99" in white
     assert "unlike" not in grey
+    assert "warning: 1 of 2 images have grey levels unlike" in capsys.readouterr().err
 
 
 def test_a_model_that_reads_by_masks_of_the_data_is_refused(tmp_path):
