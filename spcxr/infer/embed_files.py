@@ -27,7 +27,7 @@ from spcxr.infer.predict import Normalisation, network_input
 from spcxr.infer.reading import Ready, Refused, read_prepared
 from spcxr.infer.result_parts import Parts, join_parts, open_parts
 from spcxr.infer.result_table import Counts, Row
-from spcxr.infer.stream import Work, refuse_nothing, version_of, work_through
+from spcxr.infer.stream import Work, refuse_nothing, version_of, work_through, writing_to
 from spcxr.models.fast import for_inference
 from spcxr.models.weights import load_model_folder
 from spcxr.train.device import Compute
@@ -130,7 +130,8 @@ def embed_files(
         raise SpcxrError(f"{out}: {out.suffix} holds cls alone; use .parquet, .npz or .safetensors")
     tool = Embedding(open_embedder(model, compute), tokens, with_ids=with_ids)
     work = Work("embed", tool.read, tool.answer, tool.row, compute.batch_size)
-    with open_parts(out, tool.schema, tool.settings) as parts:
+    opened = open_parts(out, tool.schema, tool.settings)
+    with writing_to(out), opened as parts:
         work_through(work, given, parts, out)
         if out.suffix in (".npz", ".safetensors"):
             parts.flush()

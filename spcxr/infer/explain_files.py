@@ -29,7 +29,7 @@ from spcxr.infer.predict_files import Answer as Logits
 from spcxr.infer.predict_files import Labeller
 from spcxr.infer.reading import Ready
 from spcxr.infer.result_table import Row, Table, open_table
-from spcxr.infer.stream import Work, refuse_nothing, work_through
+from spcxr.infer.stream import Work, refuse_nothing, work_through, writing_to
 from spcxr.models.attention_maps import rollout
 from spcxr.models.grad_cam import grad_cam
 from spcxr.models.heads import Classifier
@@ -96,7 +96,8 @@ def explain_files(
     tool = Explainer(labeller, Path(out), labels, png=png)
     work = Work("explain", labeller.read, tool.answer, tool.row, compute.batch_size)
     file, kept = tool.out / TABLE, tool.out / SETTINGS
-    with open_table(file, tool.columns, tool.settings, kept=kept) as table:
+    opened = open_table(file, tool.columns, tool.settings, kept=kept)
+    with writing_to(tool.out), opened as table:
         work_through(work, given, table, tool.out)
     refuse_nothing(table, file)
     return table
@@ -120,7 +121,7 @@ class Explainer:
                 f"{', '.join(self.names)}"
             )
         self.asked = tuple(self.names.index(name) for name in dict.fromkeys(labels))
-        self.file_names = file_names(self.names)
+        self.folders = folder_names(self.names)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -196,7 +197,7 @@ class Explainer:
         for k, cam in zip(one.labels, one.grad_cam, strict=True):
             top = float(cam.max())
             silent += [] if top > 0 else [f"no patch speaks for {self.names[k]}"]
-            place = f"grad_cam/{name}.{self.file_names[k]}"
+            place = f"grad_cam/{self.folders[k]}/{name}"
             drawn.append(self._draw(place, cam / (top or 1.0), ready, one.read))
         row["grad_cam"] = "; ".join(drawn)
         row["notes"] = "; ".join(n for n in (self.labeller.notes(ready, share), *silent) if n)
@@ -225,10 +226,10 @@ class Explainer:
         (self.out / name).parent.mkdir(parents=True, exist_ok=True)
 
 
-def file_names(labels: Sequence[str]) -> tuple[str, ...]:
-    """A part of a file's name for each label, no two alike.
+def folder_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """The name of a folder for each label, no two alike.
 
-    >>> file_names(["covid", "Lung Opacity", "lung/opacity"])
+    >>> folder_names(["covid", "Lung Opacity", "lung/opacity"])
     ('covid', 'Lung_Opacity', 'lung_opacity-2')
     """
     made: list[str] = []

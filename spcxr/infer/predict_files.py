@@ -31,7 +31,7 @@ from spcxr.infer.regions import StoredLungs
 from spcxr.infer.result_files import DIGITS, refuse_suffix, write_json, write_parquet
 from spcxr.infer.result_parts import join_parts, open_parts
 from spcxr.infer.result_table import Counts, Row, open_table
-from spcxr.infer.stream import Work, refuse_nothing, version_of, work_through
+from spcxr.infer.stream import Work, refuse_nothing, version_of, work_through, writing_to
 from spcxr.train.device import Compute
 
 FORMATS = (".csv", ".json", ".parquet")
@@ -81,7 +81,7 @@ def predict_files(
     tool = Labeller(load_trained(model, compute.device), compute, rule=rule, with_ids=with_ids)
     work = Work("predict", tool.read, tool.answer, tool.row, compute.batch_size)
     opened = open_rows(out, tool.columns, tool.settings)
-    with opened as rows:
+    with writing_to(out), opened as rows:
         work_through(work, given, rows, out)
         if out.suffix != ".csv":
             write = {".json": write_json, ".parquet": write_parquet}[out.suffix]

@@ -26,7 +26,7 @@ from spcxr.infer.quality import flags
 from spcxr.infer.reading import Ready, Refused, read_prepared
 from spcxr.infer.result_table import Row, Table, open_table
 from spcxr.infer.segment_table import SETTINGS, TABLE, columns, measured
-from spcxr.infer.stream import Work, refuse_nothing, version_of, work_through
+from spcxr.infer.stream import Work, refuse_nothing, version_of, work_through, writing_to
 from spcxr.train.device import Compute
 
 # Log-probabilities ``(1 + K, S, S)`` of a file; of its mirror image, if asked.
@@ -72,7 +72,8 @@ def segment_files(
     tool = Tool(load_trained(model, compute.device), Path(out), wanted, compute)
     settings = {**asdict(wanted), "model": tool.version}
     file, kept = tool.out / TABLE, tool.out / SETTINGS
-    with open_table(file, columns(tool.trained.names), settings, kept=kept) as table:
+    opened = open_table(file, columns(tool.trained.names), settings, kept=kept)
+    with writing_to(tool.out), opened as table:
         work = Work("segment", tool.read, tool.predict, tool.results, compute.batch_size)
         work_through(work, given, table, tool.out)
         if tool.read_whole:

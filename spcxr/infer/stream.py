@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -99,6 +99,22 @@ def work_through(work: Work[A], given: Sequence[str | Path], rows: Counts, out: 
             "prepared otherwise?",
             file=sys.stderr,
         )
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Within this an error of a write that names no file names ``out``.
+
+    >>> with writing_to(Path("o")):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on device: 'o'
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(out)
+        raise
 
 
 def refuse_nothing(rows: Counts, table: Path) -> None:

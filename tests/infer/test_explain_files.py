@@ -91,8 +91,8 @@ def test_maps_are_those_of_the_model(trained, png, compute, tmp_path):
         assert row["explained"] == "lung opacity; covid"
         first, second = row["grad_cam"].split("; ")
         assert (first, second) == (
-            f"grad_cam/{row['name']}.lung_opacity.jpg",
-            f"grad_cam/{row['name']}.covid.jpg",
+            f"grad_cam/lung_opacity/{row['name']}.jpg",
+            f"grad_cam/covid/{row['name']}.jpg",
         )
         for file in (first, second, row["rollout"]):
             with Image.open(out / file) as picture:

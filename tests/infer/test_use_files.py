@@ -1,8 +1,10 @@
 """What `spcxr predict`, `embed` and `explain` promise alike: refusals, silence, going on."""
 
 import csv
+import errno
 import fcntl
 import json
+import os
 import pickle
 import signal
 import struct
@@ -20,7 +22,7 @@ from spcxr.cli import use
 from spcxr.data.phantom_dicom import save, to_dataset
 from spcxr.data.phantom_draw import draw
 from spcxr.evaluate.thresholds import RULES
-from spcxr.infer import reading
+from spcxr.infer import reading, result_parts, result_table
 from spcxr.infer.operating import RULE
 
 OUT = {"predict": "out.csv", "embed": "out.parquet", "explain": "out"}
@@ -324,6 +326,19 @@ def test_other_settings_are_refused(command, untrained, png, tmp_path):
     run = call(command, model, [first], out)
     assert run.exit_code == 2
     assert said in run.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_is_one_line(command, untrained, png, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for kind in (result_table.Table, result_parts.Parts):
+        monkeypatch.setattr(kind, "add", full)
+    out = tmp_path / OUT[command]
+    run = call(command, untrained(), [png("a.png")], out)
+    assert run.exit_code == 2
+    assert f"error: {out}: No space left on device; free some space\n" in run.output
 
 
 def test_two_at_once_are_refused(untrained, png, tmp_path):
