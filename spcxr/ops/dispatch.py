@@ -145,8 +145,6 @@ def _triton_reason(device: str) -> str | None:
     return None
 
 
-# Dynamo evaluates this once while tracing: a backend does not change within a process.
-@torch.compiler.assume_constant_result
 def choose(verb: str, backend: str, device: str) -> str:
     """The name of the backend that serves, for tensors on a device type.
 
@@ -164,6 +162,11 @@ def choose(verb: str, backend: str, device: str) -> str:
     if reason is not None:
         raise BackendUnavailable(f"{verb}: backend {backend!r} cannot serve: {reason}")
     return backend
+
+
+# Dynamo evaluates this once while tracing: a backend does not change within a process. The mark is
+# all that torch.compiler.assume_constant_result sets, which imports Dynamo (as long as torch).
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
