@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from spcxr.errors import SpcxrError
+from spcxr.ops.checks import constant_when_traced
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +146,8 @@ def _triton_reason(device: str) -> str | None:
     return None
 
 
+# A backend does not change within a process.
+@constant_when_traced
 def choose(verb: str, backend: str, device: str) -> str:
     """The name of the backend that serves, for tensors on a device type.
 
@@ -162,11 +165,6 @@ def choose(verb: str, backend: str, device: str) -> str:
     if reason is not None:
         raise BackendUnavailable(f"{verb}: backend {backend!r} cannot serve: {reason}")
     return backend
-
-
-# Dynamo evaluates this once while tracing: a backend does not change within a process. The mark is
-# all that torch.compiler.assume_constant_result sets, which imports Dynamo (as long as torch).
-choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
