@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spcxr.data.sources.files import walk
 from spcxr.errors import SpcxrError
 
 
@@ -47,6 +46,8 @@ def find_inputs(
     ...     [found.name for found in find_inputs([folder])]
     ['a.dcm', 'a.png', 'b']
     """
+    from spcxr.data.sources.files import walk  # here: beside it stands pyarrow
+
     files: dict[Path, Path] = {}  # where it is -> what it is called below what was given
     for one in map(Path, given):
         if not one.exists():
