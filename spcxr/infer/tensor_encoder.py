@@ -151,7 +151,7 @@ class TensorEncoder(nn.Module):
         low, high = (float(value) for value in images.detach().aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise SpcxrError("images with pixels that are not finite; mend or leave them out")
-        slack = (self.white - self.black) / 2  # for images that were augmented
+        slack = self.white - self.black  # for images that were augmented, and for noise
         what = (
             f"values from {low:.4g} to {high:.4g}, but this network reads (x - mean) / std, black "
             f"{self.black:.4g} to white {self.white:.4g}; give files, numpy arrays or uint8 "
@@ -231,12 +231,14 @@ class TensorEncoder(nn.Module):
     def _through(
         self, work: Callable[[VisionTransformer, Callable[[Tensor], Tensor]], T], *images: Tensor
     ) -> T:
-        """Let the network work: the plain one where gradients are wanted, else the fast one.
+        """Let the network work: the fast copy, or the plain network where gradients are wanted.
 
         ``work`` is given the network, and what brings images to the type that it computes in.
+        torch.compile is given the plain one too: what it has traced would not hear of weights
+        that change.
         """
-        learning = any(weight.requires_grad for weight in self.vit.parameters())
-        if torch.is_grad_enabled() and (learning or any(x.requires_grad for x in images)):
+        weighty = any(x.requires_grad for x in (*self.vit.parameters(), *images))
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and weighty):
             precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
             with autocast(self.mean.device, precision):
                 return work(self.vit, lambda x: x)
@@ -248,8 +250,6 @@ class TensorEncoder(nn.Module):
 
         Two threads may both make it: the same, once too often.
         """
-        if self._fast is not None and torch.compiler.is_compiling():
-            return self._fast[1]
         weights = self.vit.parameters()
         state = [(id(w), w.device, 0 if w.is_inference() else w._version) for w in weights]
         fast = self._fast
