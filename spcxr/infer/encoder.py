@@ -142,12 +142,14 @@ class Encoder(TensorEncoder):
             if keep_aspect:
                 raise SpcxrError("keep_aspect is for files, arrays or a list of tensors [C, H, W]")
             return self._of_tensor(inputs, visible)
-        if not isinstance(inputs, str | np.ndarray) and _all_tensors(inputs):
-            tensors: list[Any] = list(inputs)  # type: ignore[arg-type]
-            if keep_aspect:
-                return self._ragged(tensors, visible)
-            return self._of_tensor(_stacked(tensors), visible)
-        several = self._shown(listed(inputs), visible, batch_size, keep_aspect)  # type: ignore[arg-type]
+        if not isinstance(inputs, str | Path | np.ndarray):
+            items: list[Any] = list(inputs)
+            if items and all(isinstance(one, Tensor) for one in items):
+                if keep_aspect:
+                    return self._ragged(items, visible)
+                return self._of_tensor(_stacked(items), visible)
+            inputs = items
+        several = self._shown(listed(inputs), visible, batch_size, keep_aspect)
         with quiet(), closing(several):
             made = [self._of_shown(batch, keep_aspect) for batch in several]
         cls = torch.cat([features.cls for features in made])
@@ -233,10 +235,6 @@ class Encoder(TensorEncoder):
             return self._ragged(images, grids or None)
         squares = np.stack([shown.pixels for shown in batch])
         return self.encode(squares, torch.stack(grids) if grids else None)
-
-
-def _all_tensors(inputs: Any) -> bool:
-    return bool(inputs) and all(isinstance(one, Tensor) for one in inputs)
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
