@@ -6,6 +6,7 @@ Preprocessing comes with the weights, so that a caller cannot get it wrong by si
 from __future__ import annotations
 
 import itertools
+import logging
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -27,6 +28,8 @@ from spcxr.models.foreign_encoder import IMAGENET, foreign_encoder
 from spcxr.models.weights import load_model_folder
 from spcxr.train.batches import prefetch
 from spcxr.train.device import pick_device, pick_precision
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 THREADS = 2  # that read and prepare files while the network works
@@ -131,6 +134,8 @@ class Encoder(TensorEncoder):
             of ``[C, H, W]`` and stay as they are. They are packed without padding, and none looks
             at another.
 
+        What is odd about radiographs that can be used is logged, once for each oddity.
+
         Raises
         ------
         Rejected
@@ -218,9 +223,16 @@ class Encoder(TensorEncoder):
         masks = [None] * len(items) if visible is None else list(visible)
         keys, show = zip(items, range(len(items)), masks, strict=True), self._shower(keep_aspect)
         fetched = prefetch(lambda key: show(*key), keys, threads=THREADS, ahead=batch_size)
+        odd: dict[str, list[str]] = {}
         with closing(fetched):
             while several := [shown for _, shown in itertools.islice(fetched, batch_size)]:
+                for shown in several:
+                    for note in shown.notes:
+                        odd.setdefault(note, []).append(shown.name)
                 yield several
+        for note, (first, *others) in odd.items():
+            more = f" (and {len(others)} more)" if others else ""
+            log.warning("%s%s: %s", first, more, note)
 
     # --- computing --------------------------------------------------------------------------
 

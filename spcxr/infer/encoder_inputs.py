@@ -130,10 +130,12 @@ def frame_of(shape: tuple[int, ...], patches: int, patch_px: int) -> Grid:
 @dataclass(frozen=True, eq=False)
 class Shown:
     """What the network is shown of a radiograph: pixels ``(h, w)`` uint8 or uint16, and which
-    patches of them, ``[Gh, Gw]`` bool; None: all."""
+    patches of them, ``[Gh, Gw]`` bool; None: all. ``notes``: what is odd about it."""
 
+    name: str
     pixels: NDArray[Any]
     visible: Tensor | None
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,13 @@ class Shower:
         """
         study, prepared = prepared_of(one, number, self._prepare)
         pixels = prepared.pixels
+        name = f"image {number}" if isinstance(one, np.ndarray) else str(one)
         if mask is None:
-            return Shown(pixels, None)
+            return Shown(name, pixels, None, study.notes)
         size = pixels.shape if self.keep_aspect else self.image_px
         grid = (size[0] // self.patch_px, size[1] // self.patch_px)
-        return Shown(pixels, self._visible(np.asarray(mask) != 0, study, grid, number))
+        visible = self._visible(np.asarray(mask) != 0, study, grid, number)
+        return Shown(name, pixels, visible, study.notes)
 
     def _frame(self, study: Study) -> tuple[int, int]:
         patches = (self.image_px[0] // self.patch_px) * (self.image_px[1] // self.patch_px)

@@ -126,6 +126,10 @@ class TensorEncoder(nn.Module):
     def _prepared(self, images: Tensor) -> Tensor:
         """A tensor as it was given -> what the network reads."""
         if images.is_floating_point():
+            if images.ndim != 4:
+                raise SpcxrError(
+                    f"a tensor {list(images.shape)} of floats; give [B, C, H, W], normalised"
+                )
             return self._looked_at(images)
         if images.dtype not in (torch.uint8, torch.uint16):
             raise SpcxrError(
