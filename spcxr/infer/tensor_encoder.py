@@ -68,6 +68,7 @@ class TensorEncoder(nn.Module):
         # Of black and of white, once normalised.
         self.black = min(-m / s for m, s in zip(mean, std, strict=True))
         self.white = max((1 - m) / s for m, s in zip(mean, std, strict=True))
+        self.eval()
         self._looked = False
         self._fast: tuple[Any, VisionTransformer] | None = None
 
