@@ -6,7 +6,7 @@ import torch
 from encoder_cases import GRID, PATCH, SIDE, WIDTH, grey, made, normalised, phantom
 from PIL import Image
 
-from spcxr.data.study import Study, read_study
+from spcxr.data.study import Rejected, Study, read_study
 from spcxr.errors import SpcxrError
 from spcxr.infer.encoder_inputs import frame_of
 from spcxr.models.attention_maps import cls_attention, rollout
@@ -253,3 +253,24 @@ def test_layers_and_tokens_by_the_names_of_others(dtype):
         encoder.vit.forward_features(images, hidden),
         **tolerance,
     )
+
+
+@pytest.mark.shared
+def test_real_files_are_encoded_or_refused_in_one_line(shared_data):
+    encoder, quick = made(), made(torch.bfloat16)
+    files = sorted((shared_data / "dicom").iterdir())
+    done, refused = [], []
+    for file in files:
+        try:
+            done.append(encoder(file).cls)
+        except Rejected as error:
+            refused.append((str(file), str(error)))
+    assert len(done) >= len(files) / 2
+    assert all(said.startswith(f"{file}: ") and "\n" not in said for file, said in refused)
+    assert torch.isfinite(torch.cat(done)).all()
+    pictures = sorted((shared_data / "originals").iterdir())[:6]
+    exact, near = encoder(pictures).cls, quick(pictures).cls
+    assert torch.cosine_similarity(exact, near).min() > 0.999
+    ragged = encoder(pictures, keep_aspect=True)
+    assert len({tuple(patches.shape) for patches in ragged.patches}) > 1
+    assert torch.cosine_similarity(exact, ragged.cls).mean() > 0.8
