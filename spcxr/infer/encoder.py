@@ -218,6 +218,8 @@ class Encoder(TensorEncoder):
         self, items: list[Radiograph], visible: Any, batch_size: int, keep_aspect: bool
     ) -> Generator[list[Shown], None, None]:
         """Radiographs in batches, in order, read and prepared by threads ahead of their use."""
+        if batch_size < 1:
+            raise SpcxrError(f"batch_size is {batch_size}; give 1 or more")
         if visible is not None and len(visible) != len(items):
             raise SpcxrError(f"{len(visible)} masks for {len(items)} images; give one each")
         masks = [None] * len(items) if visible is None else list(visible)

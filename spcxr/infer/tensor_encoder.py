@@ -83,7 +83,7 @@ class TensorEncoder(nn.Module):
         >>> encoder.encode(torch.zeros(5, 64, 64, dtype=torch.uint8)).patches.shape
         torch.Size([5, 2, 2, 24])
         """
-        return self._features(self._normal(squares, self.vit.image_px), visible)
+        return self._features(self._of_squares(torch.as_tensor(squares)), visible)
 
     def forward_features(self, images: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """`VisionTransformer.forward_features` of normalised images: ``[B, 1 + N, D]`` float32."""
@@ -132,19 +132,18 @@ class TensorEncoder(nn.Module):
                     f"a tensor {list(images.shape)} of floats; give [B, C, H, W], normalised"
                 )
             return self._looked_at(images)
-        if images.dtype not in (torch.uint8, torch.uint16):
+        grey = images.ndim == 4 and images.shape[1] == 1
+        return self._of_squares(images[:, 0] if grey else images)
+
+    def _of_squares(self, squares: Tensor) -> Tensor:
+        """Prepared images ``[B, S, S]`` -> what the network reads."""
+        shape, kinds = squares.shape, (torch.uint8, torch.uint16)
+        if squares.dtype not in kinds or len(shape) != 3 or shape[1] != shape[2]:
             raise SpcxrError(
-                f"a tensor of {images.dtype}; give uint8 or uint16 (prepared, not yet normalised), "
-                "or normalised floats"
+                f"a tensor {list(shape)} of {squares.dtype}; give [B, S, S] of uint8 or uint16 "
+                "(grey and prepared), [B, C, H, W] of normalised floats, or numpy arrays"
             )
-        if images.ndim == 4 and images.shape[1] == 1:
-            images = images[:, 0]
-        if images.ndim != 3:
-            raise SpcxrError(
-                f"a tensor {list(images.shape)} of {images.dtype}; give [B, S, S] or [B, 1, S, S], "
-                "grey"
-            )
-        return self._normal(images, self.vit.image_px)
+        return self._normal(squares, self.vit.image_px)
 
     def _looked_at(self, images: Tensor) -> Tensor:
         """Normalised images on the network's device; refuse what cannot be normalised images."""
@@ -222,7 +221,10 @@ class TensorEncoder(nn.Module):
             pairs = zip(visible, given, strict=True)
             seen = [self._grids([mask], image[None])[0] for mask, image in pairs]  # type: ignore[index]
         packed = self._through(
-            lambda vit, cast: vit.encode_visible([cast(image) for image in given], seen), *given
+            lambda vit, cast: vit.encode_visible(
+                [cast(image) for image in given], None if visible is None else seen
+            ),
+            *given,
         )
         found = packed.tokens.float()
         rows = found[packed.ids >= 0].split([int(mask.sum()) for mask in seen])
@@ -246,7 +248,7 @@ class TensorEncoder(nn.Module):
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and weighty):
             precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
             with autocast(self.mean.device, precision):
-                return work(self.vit, lambda x: x)
+                return work(self.vit, lambda x: x.to(self.vit.cls_token.dtype))
         with torch.no_grad():
             return work(self._frozen(), lambda x: x.to(self.dtype))
 

@@ -108,6 +108,14 @@ def test_only_visible_patches_are_read():
     close(encoder(images, visible=torch.ones_like(mask)), encoder(images))
 
 
+def test_an_image_of_which_nothing_is_read():
+    encoder, arrays = made(), np.stack([grey(), grey(seed=1)])
+    mask = torch.zeros(2, *GRID, dtype=torch.bool)
+    features = encoder(arrays, visible=mask)
+    assert (features.patches == 0).all()
+    torch.testing.assert_close(features.cls[0], features.cls[1])
+
+
 @pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
 def test_a_mask_of_pixels_lies_where_the_image_does(fit):
     """Where everything seen is grey and the rest is blackened, the network is given the same."""

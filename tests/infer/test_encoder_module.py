@@ -80,6 +80,14 @@ def test_gradients_reach_an_image_that_wants_them():
     assert all(w.grad is None for w in encoder.parameters())
 
 
+def test_other_floats_are_taken():
+    wanted, doubled = made()(IMAGES), made()(IMAGES.double())
+    same(doubled, wanted)
+    learning = made().requires_grad_()
+    torch.testing.assert_close(learning(IMAGES.double()).cls, wanted.cls, rtol=1e-4, atol=1e-5)
+    assert learning(IMAGES).cls.requires_grad
+
+
 def test_features_made_in_inference_mode_and_weights_read_in_it():
     encoder = made()
     wanted = encoder(IMAGES)

@@ -106,11 +106,12 @@ TENSORS = [
     (NOISE * 255, "values from .* but this network reads .*black -2 to white 3"),
     (NOISE.masked_fill(NOISE > 0.99, torch.nan), "not finite"),
     (NOISE.masked_fill(NOISE > 0.99, torch.inf), "not finite"),
-    (NOISE.long(), "int64; give uint8 or uint16"),
+    (NOISE.long(), r"int64; give \[B, S, S\] of uint8 or uint16"),
+    (NOISE[:, 0, :50].byte(), r"\[2, 50, 64\] of torch.uint8; give \[B, S, S\]"),
     (NOISE[:, 0], r"\[2, 64, 64\] of floats; give \[B, C, H, W\]"),
     (NOISE.expand(-1, 3, -1, -1), r"takes \[B, 1, H, W\]"),
     (NOISE[..., :50], "does not divide into patches"),
-    ((NOISE * 255).byte().expand(-1, 3, -1, -1), r"\[B, 1, S, S\], grey"),
+    ((NOISE * 255).byte().expand(-1, 3, -1, -1), r"\[2, 3, 64, 64\] of torch.uint8; .*grey"),
     ([], "nothing to encode"),
     ([NOISE[0], "a.png"], "a Tensor among the images"),
     ({"image": 1}, "No such|no such"),
@@ -124,6 +125,11 @@ def test_tensors(tensor, reason):
         warnings.simplefilter("ignore")
         with pytest.raises(SpcxrError, match=reason):
             made()(tensor)
+
+
+def test_batches_of_nothing():
+    with pytest.raises(SpcxrError, match="batch_size is 0; give 1 or more"):
+        made()(grey(), batch_size=0)
 
 
 def test_pixels_between_0_and_1_are_suspected():
