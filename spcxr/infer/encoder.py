@@ -21,17 +21,21 @@ from spcxr.data.presets import Preprocess
 from spcxr.errors import SpcxrError
 from spcxr.infer.encoder_inputs import Radiograph, Shower, Shown, listed
 from spcxr.infer.reading import quiet
-from spcxr.infer.tensor_encoder import Features, RaggedFeatures, TensorEncoder
+from spcxr.infer.tensor_encoder import (
+    Features,
+    RaggedFeatures,
+    TensorEncoder,
+    device_of,
+    dtype_of,
+)
 from spcxr.models.attention_maps import cls_attention, rollout
 from spcxr.models.foreign import is_foreign, settings_beside
 from spcxr.models.foreign_encoder import IMAGENET, foreign_encoder
 from spcxr.models.weights import load_model_folder
 from spcxr.train.batches import prefetch
-from spcxr.train.device import pick_device, pick_precision
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 THREADS = 2  # that read and prepare files while the network works
 Inputs = Radiograph | Sequence[Radiograph] | Tensor | Sequence[Tensor]
 
@@ -312,8 +316,8 @@ def load_encoder(
     >>> encoder(np.random.default_rng(0).random((2, 50, 40))).cls.shape
     torch.Size([2, 192])
     """
-    path, where = Path(path), _device(device)
-    computed_in = _dtype(dtype, where)
+    path, where = Path(path), device_of(device)
+    computed_in = dtype_of(dtype, where)
     # Also within torch.inference_mode: its tensors could never be trained, nor counted.
     with torch.inference_mode(False):
         if is_foreign(path) and not _is_ours(path):
@@ -384,19 +388,3 @@ def _each(value: float | Sequence[float] | None) -> tuple[float, ...] | None:
     if value is None:
         return None
     return (float(value),) if isinstance(value, int | float) else tuple(map(float, value))
-
-
-def _device(device: str | torch.device) -> torch.device:
-    name = str(device)
-    if not name.startswith("cuda:"):
-        return pick_device(name)
-    pick_device("cuda")  # refuses where there is none
-    return torch.device(name)
-
-
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        if dtype not in DTYPES.values():
-            raise SpcxrError(f"dtype is {dtype}; choose one of: auto, bf16, fp32")
-        return dtype
-    return DTYPES[pick_precision(dtype, device)]

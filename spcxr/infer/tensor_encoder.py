@@ -22,9 +22,10 @@ from spcxr.models.regions import patches_touched
 from spcxr.models.vit import VisionTransformer
 from spcxr.ops.checks import traced
 from spcxr.ops.patches import patch_grid
-from spcxr.train.device import autocast
+from spcxr.train.device import autocast, pick_device, pick_precision
 
 GREY = Normalisation(0.0, 1.0)  # pixels in [0, 1] as they are
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 T = TypeVar("T")
 
 
@@ -280,3 +281,29 @@ class TensorEncoder(nn.Module):
     def extra_repr(self) -> str:
         """What prints beside the network: preset, size, and the type it computes in."""
         return f"{self.preprocess}, dtype={self.dtype}"
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, or a device, where there is one.
+
+    >>> device_of("cpu")
+    device(type='cpu')
+    """
+    name = str(device)
+    if not name.startswith("cuda:"):
+        return pick_device(name)
+    pick_device("cuda")  # refuses where there is none
+    return torch.device(name)
+
+
+def dtype_of(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """``auto``, ``bf16``, ``fp32``, or the type itself, for a device.
+
+    >>> dtype_of("bf16", torch.device("cpu"))
+    torch.bfloat16
+    """
+    if isinstance(dtype, torch.dtype):
+        if dtype not in DTYPES.values():
+            raise SpcxrError(f"dtype is {dtype}; choose one of: auto, bf16, fp32")
+        return dtype
+    return DTYPES[pick_precision(dtype, device)]
