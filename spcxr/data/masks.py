@@ -154,11 +154,9 @@ def _opened(path: str | Path) -> Image.Image:
         raise Rejected(path, f"its mask has {pages} pages; save a file for each structure")
     if upright.mode == "F":
         raise Rejected(path, "its mask is in floating point; save one of 0 and 255")
-    if upright.mode != "P" and upright.has_transparency_data:
-        if upright.convert("RGBA").getchannel("A").getextrema()[0] < 255:
-            raise Rejected(
-                path, "its mask has transparent pixels; save it grey, without transparency"
-            )
+    layered = upright.mode != "P" and upright.has_transparency_data
+    if layered and np.asarray(upright.convert("RGBA"))[..., 3].min() < 255:
+        raise Rejected(path, "its mask has transparent pixels; save it grey, without transparency")
     return upright
 
 

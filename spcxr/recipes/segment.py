@@ -24,7 +24,7 @@ from spcxr.evaluate import metrics
 from spcxr.evaluate.intervals import Interval
 from spcxr.evaluate.overlays import side_by_side
 from spcxr.evaluate.summary import summarise_masks
-from spcxr.infer.predict import predict_masks
+from spcxr.infer.predict import predict_masks, read_whole
 from spcxr.infer.regions import FINDER
 from spcxr.models.decoder import Segmenter, build_decoder
 from spcxr.models.weights import load_model_folder
@@ -33,7 +33,7 @@ from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of
 from spcxr.recipes.fitting import Course, Drawn, fit, set_out
 from spcxr.recipes.frames import in_lung_box, in_windows
 from spcxr.recipes.mask_losses import LOSSES, over_scales
-from spcxr.recipes.masks import Figures, examples, overlaps
+from spcxr.recipes.masks import Figures, examples, overlaps, say_read_whole
 from spcxr.recipes.outcome import export, finished, write_results
 from spcxr.recipes.seeds import run_seeds
 from spcxr.train.augment import IGNORE, warp_masks
@@ -256,7 +256,10 @@ class Segmentation:
     def measure(self, model: nn.Module, rows: Rows) -> tuple[Figures, Figures]:
         """Dice and IoU ``(n, K)`` of each image and structure, at the store's resolution; NaN =
         both empty."""
-        return overlaps(self.course.start.store, self.predict(model, rows))
+        before = read_whole(model)
+        found = overlaps(self.course.start.store, self.predict(model, rows))
+        say_read_whole(read_whole(model) - before, len(rows), str(self.course.folder))
+        return found
 
     def predict(self, model: nn.Module, rows: Rows) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
         """Batches of (rows, class numbers ``(b, S, S)``), from unchanged images."""
