@@ -5,6 +5,7 @@ open the images -> find the rows with masks -> build -> fit -> export the best e
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from spcxr.recipes.seeds import run_seeds
 from spcxr.train.augment import IGNORE, warp_masks
 from spcxr.train.checkpoint import Position
 from spcxr.train.device import pick_device
-from spcxr.train.distributed import World
+from spcxr.train.distributed import World, find_ranks
 from spcxr.train.run_folder import open_run
 
 Rows = NDArray[np.int64]
@@ -105,10 +106,16 @@ def run(config: SegmentConfig) -> Path:
     Raises
     ------
     SpcxrError
-        data, masks, splits or an init that cannot be used; the message names the remedy.
+        data, masks, splits or an init that cannot be used, or several processes; the message
+        names the remedy.
     Interrupted
         Ctrl-C or SIGTERM: saved; the message says how to go on.
     """
+    if ranks := find_ranks(os.environ):
+        raise SpcxrError(
+            f"{config.out}: segment is one process, for its Dice is of a whole batch, and "
+            f"{ranks.size} were started; leave out torchrun or srun"
+        )
     alone = World(pick_device(config.device))
     if config.seeds > 1:
         return run_seeds(alone, config, run_once, RECIPE)
