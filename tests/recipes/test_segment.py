@@ -204,7 +204,7 @@ def test_several_processes_are_refused(make_store, tiny_init, tmp_path, monkeypa
     for name, value in (there | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
         monkeypatch.setenv(name, value)
     settings = config(make_store(masked=True, count=8), tiny_init, tmp_path / "run")
-    with pytest.raises(SpcxrError, match="one process, .* 2 were started; leave out torchrun"):
+    with pytest.raises(SpcxrError, match=r"one process, .* 2 were started; leave out torchrun"):
         run(settings)
     assert not (tmp_path / "run").exists()
 
