@@ -23,7 +23,7 @@ from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
 from spcxr.evaluate.intervals import Interval
-from spcxr.evaluate.overlays import side_by_side
+from spcxr.evaluate.overlays import legend_of, side_by_side
 from spcxr.evaluate.summary import summarise_masks
 from spcxr.infer.predict import predict_masks, read_whole
 from spcxr.infer.regions import FINDER
@@ -324,5 +324,5 @@ def picture(course: Course, task: Segmentation, rows: Rows, dice: Figures) -> Pa
         return None
     file = course.folder / "samples" / "overlays.png"
     file.parent.mkdir(exist_ok=True)
-    file.write_bytes(side_by_side(shown))
+    file.write_bytes(side_by_side(shown, legend_of(task.structures)))
     return file

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.losses import DiceFocalLoss
+from PIL import Image
 from torch.nn.functional import one_hot
 
 from spcxr.config import ConfigError
@@ -15,6 +16,7 @@ from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
 from spcxr.data.store import StoreWriter
 from spcxr.errors import SpcxrError
+from spcxr.evaluate.overlays import CAPTION_PX, GAP_PX, structure_colours
 from spcxr.infer.predict import load_trained, predict_masks
 from spcxr.models.decoder import build_decoder
 from spcxr.models.vit import VisionTransformer
@@ -166,6 +168,9 @@ def test_two_structures_are_learned(kind, two_lungs, tiny_init, tmp_path):
             dice = 2 * (mask & true).sum() / (mask.sum() + true.sum())
             assert float(table[f"{row}.png"][f"dice_{name}"]) == pytest.approx(dice, abs=1e-5)
         assert len(figures(folder, f"dice {name}")) == settings["epochs"]
+    with Image.open(folder / "samples" / "overlays.png") as picture:
+        legend = picture.getpixel((GAP_PX + 2, picture.height - CAPTION_PX // 2))
+        assert legend == structure_colours(2)[0]
     encoder = torch.cat([p.flatten() for p in trained.model.encoder.parameters()])
     begun = torch.cat([p.flatten() for p in load_model_folder(tiny_init).encoder.parameters()])
     assert torch.equal(encoder, begun) == ("freeze" in settings)
