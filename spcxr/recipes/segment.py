@@ -294,7 +294,10 @@ def mean_each(figures: Figures) -> Figures:
 
 
 def report(course: Course, task: Segmentation, position: Position) -> None:
-    """Measure validation and test rows with the best epoch's weights; write what came of it."""
+    """Measure validation and test rows with the best epoch's weights; write what came of it.
+
+    A structure that a part's masks do not show, and that was not found there, is left out.
+    """
     rows = course.cohort.judged
     dice, iou = task.measure(course.model, rows)
     patients = course.start.store.manifest.patients[rows]
@@ -305,6 +308,7 @@ def report(course: Course, task: Segmentation, position: Position) -> None:
                 dice[part, k], iou[part, k], patients[part], seed=course.config.seed
             )
             for k, name in enumerate(task.structures)
+            if not np.isnan(dice[part, k]).all()
         }
 
     columns: dict[str, Figures] = {}

@@ -22,7 +22,7 @@ from spcxr.models.decoder import build_decoder
 from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import load_model_folder
 from spcxr.recipes.mask_losses import dice_and_ce, dice_and_focal, over_scales
-from spcxr.recipes.segment import SegmentConfig, choose_cohort, run
+from spcxr.recipes.segment import SegmentConfig, Segmentation, choose_cohort, run
 from spcxr.train.device import Compute
 from spcxr.train.journal import read_records
 
@@ -218,6 +218,24 @@ def test_a_structure_that_no_mask_shows_is_named(two_lungs, tiny_init, tmp_path)
     store = type(two_lungs).open(other)
     with pytest.raises(SpcxrError, match="no heart in any mask of the training rows"):
         run(config(store, tiny_init, tmp_path / "run"))
+
+
+def test_a_structure_that_no_test_mask_shows_is_left_out(
+    two_lungs, tiny_init, tmp_path, monkeypatch
+):
+    """Nor is it found in any test row: there is nothing to measure, and the run is whole."""
+    real, test = Segmentation.measure, two_lungs.manifest.rows("test")
+
+    def without(task, model, rows):
+        dice, iou = real(task, model, rows)
+        dice[np.isin(rows, test), 1] = iou[np.isin(rows, test), 1] = np.nan
+        return dice, iou
+
+    monkeypatch.setattr(Segmentation, "measure", without)
+    folder = run(config(two_lungs, tiny_init, tmp_path / "run"))
+    facts = json.loads((folder / "metrics.json").read_text())
+    assert list(facts["validation"]) == list(NAMES)
+    assert list(facts["test"]) == ["left lung"]
 
 
 def test_settings_that_contradict_each_other(two_lungs, tiny_init, tmp_path):
