@@ -102,8 +102,11 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 def _refuse_areas_between(path: str | Path, values: np.ndarray, top: int) -> None:
     """An area of one value between dark and bright is a label; a soft edge or a JPEG has none."""
-    few = np.count_nonzero(np.bincount(values.ravel())) <= LEVELS_OF_LABELS
-    slack = 0 if few else top // 16  # a JPEG's dark and bright are not quite so
+    levels = np.count_nonzero(np.bincount(values.ravel()))
+    if levels <= 2:
+        return
+    # A JPEG's dark and bright are not quite so.
+    slack = 0 if levels <= LEVELS_OF_LABELS else top // 16
     middle = values[1:-1, 1:-1]
     flat = (middle > slack) & (middle < top - slack)
     for beside in (values[:-2, 1:-1], values[2:, 1:-1], values[1:-1, :-2], values[1:-1, 2:]):
@@ -112,8 +115,8 @@ def _refuse_areas_between(path: str | Path, values: np.ndarray, top: int) -> Non
         value = int(np.bincount(middle[flat]).argmax())
         raise Rejected(
             path,
-            f"its mask holds areas of the value {value} between 0 and {top}; masks are 0 / 1 or "
-            f"0 / {top} (of several structures: prepare --structures NAME=VALUE,...)",
+            f"its mask holds areas of the value {value} between 0 and {top}; a mask has two "
+            "values (of several structures: prepare --structures NAME=VALUE,...)",
         )
 
 

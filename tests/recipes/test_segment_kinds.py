@@ -22,7 +22,7 @@ from spcxr.models.decoder import build_decoder
 from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import load_model_folder
 from spcxr.recipes.mask_losses import dice_and_ce, dice_and_focal, over_scales
-from spcxr.recipes.segment import SegmentConfig, Segmentation, choose_cohort, run
+from spcxr.recipes.segment import Segmentation, SegmentConfig, choose_cohort, run
 from spcxr.train.device import Compute
 from spcxr.train.journal import read_records
 
