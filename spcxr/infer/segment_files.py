@@ -87,7 +87,8 @@ def segment_files(
     tool = Tool(load_trained(model, compute.device), Path(out), wanted, compute)
     settings = {**asdict(wanted), "model": tool.version}
     with open_table(tool.out, tool.trained.names, settings) as table:
-        todo = [one for one in find_inputs(given, table.names) if one.path not in table.names]
+        found = find_inputs(given, table.names, tool.out)
+        todo = [one for one in found if one.path not in table.names]
         _work_through(tool, todo, table)
     if not table.done:
         raise NothingDone(

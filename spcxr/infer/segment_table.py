@@ -96,7 +96,7 @@ def open_table(
     if out.exists() and not out.is_dir():
         raise SpcxrError(f"{out}: is a file; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    with (out / TABLE).open("a+", newline="", encoding="utf-8") as file:
+    with (out / TABLE).open("a+", newline="", encoding="utf-8", errors="surrogateescape") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
