@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pydicom
 
-from spcxr.data.presets import Prepared, Preprocess
+from spcxr.data.presets import Prepared
 from spcxr.data.study import Rejected, Study, read_study
 from spcxr.errors import SpcxrError
 from spcxr.infer import dicom_seg
@@ -41,7 +41,7 @@ class Refused:
 
 
 def read_prepared(
-    given: Input, preprocess: Preprocess, *, with_header: bool = False
+    given: Input, preprocess: Callable[[Study], Prepared], *, with_header: bool = False
 ) -> Ready | Refused:
     """One file, prepared as a model's images were (``preprocess``).
 
