@@ -87,10 +87,14 @@ def segment_files(
     """
     tool = Tool(load_trained(model, compute.device), Path(out), wanted, compute)
     settings = {**asdict(wanted), "model": tool.version}
-    with open_table(tool.out, tool.trained.names, settings) as table:
-        found = find_inputs(given, table.names, tool.out)
-        todo = [one for one in found if one.path not in table.names]
-        _work_through(tool, todo, table)
+    try:
+        with open_table(tool.out, tool.trained.names, settings) as table:
+            found = find_inputs(given, table.names, tool.out)
+            todo = [one for one in found if one.path not in table.names]
+            _work_through(tool, todo, table)
+    except OSError as error:
+        error.filename = error.filename or str(tool.out)  # which a write's own error does not say
+        raise
     if not table.done:
         raise NothingDone(
             f"{table.first_reason} (all {table.rejected} rejected: see {tool.out}/segment.csv)"

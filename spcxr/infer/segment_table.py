@@ -128,6 +128,8 @@ def _go_on(file: IO[str], table: Table) -> None:
     file.seek(0)
     text = file.read()
     whole = text[: text.rfind("\n") + 1]
+    while whole.count('"') % 2:  # the cut is inside a name of two lines
+        whole = whole[: whole.rfind("\n", 0, -1) + 1]
     if len(whole) < len(text):
         file.truncate(len(whole.encode()))
     if not whole:

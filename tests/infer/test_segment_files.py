@@ -1,12 +1,11 @@
 """`spcxr segment` on files: geometry, what is refused, what is gone on with, what is kept quiet."""
 
 import csv
+import errno
 import gc
-import os
 import signal
 import weakref
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import click
@@ -240,55 +239,21 @@ def test_other_settings_are_refused(drawing, png, compute, tmp_path):
         segment_files(model, [file], tmp_path / "out", Wanted(post="none"), compute)
 
 
-def test_files_of_one_name_do_not_overwrite_each_other(drawing, png, compute, tmp_path):
-    first, second = png("x/a.png"), png("y/a.png")
-    model, out = drawing("lung"), tmp_path / "out"
-    segment_files(model, [first], out, Wanted(overlay=False), compute)
-    segment_files(model, [second], out, Wanted(overlay=False), compute)
-    assert [row["name"] for row in rows(out)] == ["a", "a-2"]
-    assert len(list((out / "masks").iterdir())) == 2
-    assert not (out / "overlays").exists()
+def test_a_full_disk_is_named(drawing, png, compute, tmp_path, monkeypatch):
+    def full(mask, file):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write says it
+
+    monkeypatch.setattr(module.pictures, "save_mask", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        segment_files(drawing("lung"), [png("a.png")], tmp_path / "out", Wanted(), compute)
+    assert caught.value.filename == str(tmp_path / "out")
 
 
-def test_results_among_the_inputs_are_no_inputs(drawing, png, compute, tmp_path):
-    folder = png("a.png").parent
-    model, out = drawing("lung"), folder / "masks of a"
-    for _ in range(2):  # the second time, all results are there
-        assert segment_files(model, [folder], out, Wanted(), compute).done == 1
-    assert [row["name"] for row in rows(out)] == ["a"]
-    with pytest.raises(SpcxrError, match=r"in: is an input, too; choose another --out"):
-        segment_files(model, [folder], folder, Wanted(), compute)
-
-
-@pytest.mark.parametrize(
-    ("name", "called"),
-    [
-        (b"caf\xe9.png", "caf"),  # Latin-1, on a file system of today
-        (b"\xff.png", "_"),
-        (b"m" * 255, "m" * 240),
-        (b"1.2.840.10008.77", "1.2.840.10008.77"),
-        (b'two\nlines, and "quotes".png', 'two\nlines, and "quotes"'),
-        ("\u80f8\u90e8 \u00fc.png".encode(), "\u80f8\u90e8 \u00fc"),
-    ],
-)
-def test_odd_names(drawing, png, compute, tmp_path, name, called):
-    """Twice: a table with such a name is read again, and the name is not done again."""
-    plain = png("a.png")
-    odd = Path(os.fsdecode(os.fsencode(plain.parent) + b"/" + name))
-    plain.rename(odd)
-    model, out = drawing("lung"), tmp_path / "out"
-    for _ in range(2):
-        assert segment_files(model, [odd], out, Wanted(overlay=False), compute).done == 1
-    with (out / "segment.csv").open(newline="", errors="surrogateescape") as file:
-        (row,) = csv.DictReader(file)
-    assert (row["path"], row["name"]) == (str(odd), called)
-    assert (out / row["mask"]).is_file()
-
-
-def test_one_file_by_two_ways_is_one(drawing, png, compute, tmp_path):
-    file = png("a.png")
-    given = [file, file.parent / ".." / "in" / "a.png"]
-    assert segment_files(drawing("lung"), given, tmp_path / "out", Wanted(), compute).done == 1
+def test_masks_of_many_structures(tmp_path):
+    mask = np.arange(255, dtype=np.uint8)[None]
+    for most in (1, 8, 16, 254):
+        module.pictures.save_mask(mask[:, : most + 1], tmp_path / "m.png")
+        np.testing.assert_array_equal(Image.open(tmp_path / "m.png"), mask[:, : most + 1])
 
 
 def test_memory_does_not_grow_with_the_number_of_files(
