@@ -131,7 +131,7 @@ def _go_on(file: IO[str], table: Table) -> None:
     while whole.count('"') % 2:  # the cut is inside a name of two lines
         whole = whole[: whole.rfind("\n", 0, -1) + 1]
     if len(whole) < len(text):
-        file.truncate(len(whole.encode()))
+        file.truncate(len(whole.encode("utf-8", "surrogateescape")))
     if not whole:
         csv.writer(file, lineterminator="\n").writerow(table.columns)
         file.flush()

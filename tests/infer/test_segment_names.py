@@ -36,6 +36,19 @@ def test_a_row_torn_inside_a_name_of_two_lines_is_dropped(drawing, png, compute,
     assert table.read_text() == whole
 
 
+def test_a_row_torn_behind_a_name_that_is_no_utf8(drawing, png, compute, tmp_path):
+    plain = png("a.png")
+    odd = Path(os.fsdecode(os.fsencode(plain.parent) + b"/caf\xe9.png"))
+    plain.rename(odd)
+    model, out = drawing("lung"), tmp_path / "out"
+    segment_files(model, [odd], out, Wanted(), compute)
+    table = out / "segment.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole + b"torn")
+    assert segment_files(model, [odd], out, Wanted(), compute).done == 1
+    assert table.read_bytes() == whole
+
+
 def test_results_among_the_inputs_are_no_inputs(drawing, png, compute, tmp_path):
     folder = png("a.png").parent
     model, out = drawing("lung"), folder / "masks of a"
