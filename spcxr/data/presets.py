@@ -172,7 +172,7 @@ class Preprocess:
 
     def __call__(self, study: Study) -> Prepared:
         """Grey levels by the preset, geometry by the fit."""
-        box, window = self._box(study.pixels.shape), self._window(study.pixels.shape)
+        box, window = self._box(study.pixels.shape), self.window(study.pixels.shape)
         unit = PRESETS[self.preset](study, lambda image: resize(image[window], box[2:]))
         top = np.iinfo(self.dtype).max
         scaled = unit * np.float32(top)
@@ -193,7 +193,7 @@ class Preprocess:
         """
         box = self._box(mask.shape)
         made = np.zeros((self.size_px, self.size_px), np.uint8)
-        made[_inside(box)] = resize_nearest(mask[self._window(mask.shape)], box[2:])
+        made[_inside(box)] = resize_nearest(mask[self.window(mask.shape)], box[2:])
         return made
 
     def to_original(self, array: np.ndarray, study_shape: tuple[int, int], box: Box) -> np.ndarray:
@@ -223,7 +223,7 @@ class Preprocess:
                 f"array {array.shape} with box {box} is not a {study_shape} study at "
                 f"{self.size_px} px (box {expected}); use the shape and box it was prepared with"
             )
-        window = self._window(study_shape)
+        window = self.window(study_shape)
         shape = (window[0].stop - window[0].start, window[1].stop - window[1].start)
         content = array[(..., *_inside(box))]
         made = np.zeros((*array.shape[:-2], *study_shape), array.dtype)
@@ -240,12 +240,16 @@ class Preprocess:
         >>> Preprocess(size_px=2, fit="stretch").shrink((2, 4))
         (1.0, 2.0)
         """
-        window, box = self._window(study_shape), self._box(study_shape)
+        window, box = self.window(study_shape), self._box(study_shape)
         rows, columns = (side.stop - side.start for side in window)
         return rows / box[2], columns / box[3]
 
-    def _window(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
-        """The part of the study that is kept: all of it, or its central square."""
+    def window(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """Rows and columns of a study ``(H, W)`` that are kept: all, or its central square.
+
+        >>> Preprocess(fit="crop").window((2, 4))
+        (slice(0, 2, None), slice(1, 3, None))
+        """
         height, width = shape
         if self.fit != "crop":
             return slice(0, height), slice(0, width)

@@ -205,9 +205,9 @@ class Tool:
         scores = one.plain if one.mirrored is None else mean_of_two(one.plain, one.mirrored)
         decided = tidy(scores.argmax(0).astype(np.uint8), names, self.wanted.post)
         mask = as_shown(to_original(scores, decided, self.preprocess, shape, box), study)
-        found = measure(mask, names, study)
+        found, seen = measure(mask, names, study), self.preprocess.window(shape)
         row: Row = {
-            "flags": "; ".join(flags(mask, names, study, found)),
+            "flags": "; ".join(flags(mask, names, study, found, seen)),
             "notes": "; ".join((*study.notes, *(() if study.spacing_mm else (NO_SPACING,)))),
             "height_px": shape[0],
             "width_px": shape[1],

@@ -54,7 +54,7 @@ def drawing(tmp_path: Path, monkeypatch) -> Callable[..., Path]:
 
     def make(*structures: str, fit: str = "pad", model: nn.Module | None = None) -> Path:
         folder = tmp_path / "drawing"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for name in ("config.json", "head.safetensors"):
             (folder / name).write_bytes(" ".join(structures).encode())
         config = {"preprocess": Preprocess(size_px=SIDE, fit=fit).to_dict()}

@@ -80,6 +80,16 @@ def test_other_fits_come_back_too(drawing, png, lungs, compute, tmp_path, fit):
         assert not mask[:, 115:].any()
 
 
+def test_lungs_that_the_crop_cuts_are_flagged(drawing, png, lungs, compute, tmp_path):
+    wide = np.pad(lungs(), ((0, 0), (0, 40)))  # the larger lung lies across the square's edge
+    file = png("a.png", wide)
+    segment_files(drawing("lung", fit="crop"), [file], tmp_path / "crop", Wanted(), compute)
+    segment_files(drawing("lung"), [file], tmp_path / "pad", Wanted(), compute)
+    said = "lung touches the border of the image"
+    assert said in rows(tmp_path / "crop")[0]["flags"]
+    assert said not in rows(tmp_path / "pad")[0]["flags"]
+
+
 def test_an_exif_rotated_picture_is_segmented_as_it_is_shown(
     drawing, lungs, grey, compute, tmp_path
 ):
