@@ -168,6 +168,7 @@ def facts_of(exported: Exported, wanted: Wanted) -> dict[str, Any]:
             "values": "grey levels in [0, 1], 0 = black = air"
             + ("" if wanted.format == "timm" else "; mean and std are taken out inside"),
         },
+        "channels": exported.channels,
         "outputs": {graph.name: list(graph.outputs) for graph in exported.graphs},
         "preprocess": exported.config["preprocess"],
         "mean": exported.normalisation.mean,
