@@ -28,6 +28,7 @@ class GreyInput(nn.Module):
     Of three channels the mean is read by an encoder of one, which is what filters of a third each
     do; one channel is given thrice to an encoder of three, which is the sum of its filters.
 
+    >>> import torch
     >>> GreyInput(Normalisation(0.5, 0.25), 3, 1)(torch.ones(2, 3, 4, 4))[0, :, 0, 0]
     tensor([2.])
     """
@@ -49,6 +50,7 @@ class GreyInput(nn.Module):
 class EncoderGraph(nn.Module):
     """Grey images -> cls ``[B, D]`` and patches ``[B, Gh, Gw, D]``, after the final norm.
 
+    >>> import torch
     >>> encoder = VisionTransformer(image_px=(32, 48), patch_px=16, width=24, depth=2, heads=3)
     >>> graph = EncoderGraph(encoder, GreyInput(Normalisation(0.5, 0.25), 1, 1))
     >>> [tuple(made.shape) for made in graph(torch.zeros(5, 1, 32, 48))]

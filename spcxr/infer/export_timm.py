@@ -20,6 +20,7 @@ FILTERS = "patch_embed.proj.weight"
 def with_channels(encoder: VisionTransformer, channels: int) -> VisionTransformer:
     """The same encoder for images of 1 or 3 channels, by `convert_channels`.
 
+    >>> import torch
     >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=2, heads=3)
     >>> grey, rgb = torch.rand(1, 1, 32, 32), with_channels(encoder, 3)
     >>> torch.allclose(rgb(grey.expand(-1, 3, -1, -1)), encoder(grey), atol=1e-5)
