@@ -29,7 +29,7 @@ from spcxr.cli.options import with_exit_code
 @click.option("--images", multiple=True, help="A radiograph to check on; may be given often.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def export(model: str, kind: str, out: str, **flags: object) -> None:
-    """Write a model as other programs load it: MODEL is a run of spcxr-train, or its model/.
+    """Write a model as other programs load it: MODEL is a run, or its model/ folder.
 
     Every file is read back and must answer as the model does, or none is written.
     """
