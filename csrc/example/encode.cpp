@@ -61,8 +61,15 @@ int run(int argc, char** argv) {
     throw std::runtime_error(dlerror());
   }
   torch::inductor::AOTIModelPackageLoader model(argv[1]);
-  const std::string channels = model.get_metadata()["channels"];
-  const at::Tensor image = read_pgm(argv[2], channels.empty() ? 1 : std::stoll(channels));
+  const auto facts = model.get_metadata();  // each as JSON, the same as in export.json
+  const at::Tensor image = read_pgm(argv[2], std::stoll(facts.at("channels")));
+  // A compiled model believes what it is given: another size would be read past its end.
+  const std::string size =
+      "[" + std::to_string(image.size(2)) + ", " + std::to_string(image.size(3)) + "]";
+  if (size != facts.at("image_px")) {
+    throw std::runtime_error(std::string(argv[2]) + ": [height, width] is " + size +
+                             ", the model's " + facts.at("image_px") + "; resize it");
+  }
   const at::Tensor cls = model.run({image})[0].contiguous();
   const float* feature = cls.const_data_ptr<float>();
   for (int64_t i = 0; i < cls.numel(); ++i) std::printf("%.9g\n", feature[i]);

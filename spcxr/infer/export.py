@@ -123,7 +123,9 @@ def export(model: str | Path, out: str | Path, wanted: Wanted) -> list[Check]:
 
 def _refuse_taken(folder: Path) -> None:
     """An empty folder and an earlier export may be written over; anything else may not."""
-    if folder.is_dir() and ((folder / FACTS).is_file() or not any(folder.iterdir())):
+    facts = folder / FACTS
+    ours = facts.is_file() and '"spcxr_version"' in facts.read_text(errors="replace")
+    if ours or (folder.is_dir() and not any(folder.iterdir())):
         return
     if folder.exists():
         raise SpcxrError(f"{folder}: exists and is no earlier export; choose another --out")
@@ -169,6 +171,7 @@ def facts_of(exported: Exported, wanted: Wanted) -> dict[str, Any]:
             + ("" if wanted.format == "timm" else "; mean and std are taken out inside"),
         },
         "channels": exported.channels,
+        "image_px": list(exported.encoder.image_px),
         "outputs": {graph.name: list(graph.outputs) for graph in exported.graphs},
         "preprocess": exported.config["preprocess"],
         "mean": exported.normalisation.mean,

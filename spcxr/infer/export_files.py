@@ -169,7 +169,14 @@ def write_onnx(graph: Graph, job: Job) -> list[Check]:
     for key, value in job.facts.items():
         made.model.metadata_props[f"spcxr.{key}"] = _text(value)
     made.save(job.folder / file)
-    session = runtime.InferenceSession(job.folder / file, providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(job.folder / file, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no other base
+        line = str(error).splitlines()[0]
+        raise SpcxrError(
+            f"{file}: ONNX Runtime {runtime.__version__} does not take it ({line}); try a lower "
+            "--opset, or a newer onnxruntime"
+        ) from error
 
     def answers(images: Tensor) -> tuple[Tensor, ...]:
         found = session.run(list(graph.outputs), {"images": images.numpy()})

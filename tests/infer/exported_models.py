@@ -44,10 +44,10 @@ def save(folder, model, task=None, head=None):
     return folder
 
 
-def classifier(folder):
+def classifier(folder, **task):
     head = ClassificationHead(width=24, classes=2)
     torch.nn.init.normal_(head.fc.weight)
-    return save(folder, encoder(), FINDINGS, head)
+    return save(folder, encoder(), FINDINGS | task, head)
 
 
 def neighbours(folder):

@@ -184,6 +184,8 @@ def test_what_no_graph_does_is_refused(tmp_path):
     out = ("--out", tmp_path / "out")
     knn = neighbours(tmp_path / "knn")
     assert "its k-NN head holds features of the training" in refused(knn, "--format", "pt2", *out)
+    lungs = classifier(tmp_path / "lungs", attend="lungs")
+    assert "it finds the lungs first" in refused(lungs, "--format", "pt2", *out)
     windows = segmenter(tmp_path / "windows", window_px=32, image_px=64)
     line = refused(windows, "--format", "onnx", *out)
     assert "needs onnx" in line or "part by part (Windows)" in line
@@ -203,6 +205,8 @@ def test_a_place_that_holds_something_else_is_left_alone(tmp_path):
         (tmp_path / "new").mkdir(exist_ok=True)
         export(run, tmp_path / "new", Wanted("timm"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["new", "run", "thesis"]
+    (tmp_path / "new" / "export.json").write_text("{}")  # somebody else's
+    assert "no earlier export" in refused(run, "--format", "timm", "--out", tmp_path / "new")
 
 
 @pytest.mark.parametrize(
