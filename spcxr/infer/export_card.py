@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from spcxr.evaluate.report import PHANTOMS
 from spcxr.infer.export_check import Check
 from spcxr.infer.export_files import Job
 from spcxr.infer.export_graphs import Exported
@@ -44,7 +45,9 @@ def write_card(exported: Exported, job: Job, checks: list[Check]) -> Path:
     }
     rows |= {name.replace("_", " "): value for name, value in facts["provenance"].items()}
     rows |= {f"check of {check.file}": str(check).partition(": ")[2] for check in checks}
-    card = write_model_card(job.folder, "A chest X-ray model exported by spcxr", rows)
+    banner = PHANTOMS if facts["provenance"].get("phantoms") else ""
+    title = "A chest X-ray model exported by spcxr"
+    card = write_model_card(job.folder, title, rows, banner=banner)
     made = card.rename(job.folder / "README.md")
     use = f"\n## Use\n\n```python\n{USE[facts['format']]}\n```\n"
     made.write_text(made.read_text() + use)

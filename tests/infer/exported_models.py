@@ -39,7 +39,12 @@ def save(folder, model, task=None, head=None):
         std=0.125,
         task=task,
         head=head,
-        provenance={"recipe": "test", "init": "/home/somebody/runs/a", "training_rows": 12},
+        provenance={
+            "recipe": "test",
+            "init": "/home/somebody/runs/a",
+            "training_rows": 12,
+            "phantoms": True,
+        },
     )
     return folder
 

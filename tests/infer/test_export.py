@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from spcxr.cli.use_export import export as command
 from spcxr.errors import SpcxrError
+from spcxr.evaluate.report import PHANTOMS
 from spcxr.infer import export_files, export_timm
 from spcxr.infer.export import Wanted, export
 from spcxr.infer.export_check import check_images, compare
@@ -163,6 +164,7 @@ def test_card_and_facts_stand_beside_the_weights(tmp_path):
     for said in ("not a medical device", "minmax", "| training rows | 12 |", "local-dir"):
         assert said in card
     assert "largest difference cls" in card
+    assert PHANTOMS in card
     assert "somebody" not in card
     facts = json.loads((tmp_path / "out" / "export.json").read_text())
     assert facts["task"] is None  # timm has no such head
