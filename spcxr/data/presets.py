@@ -174,7 +174,7 @@ class Preprocess:
         """Grey levels by the preset, geometry by the fit."""
         square = (self.size_px, self.size_px)
         shape = study.pixels.shape
-        return self._drawn(study, self._window(shape), self._box(shape), square)
+        return self._drawn(study, self.window(shape), self._box(shape), square)
 
     def framed(self, study: Study, frame: tuple[int, int]) -> Prepared:
         """Grey levels by the preset; the whole study, undistorted, amid a black ``frame`` (h, w).
@@ -214,7 +214,7 @@ class Preprocess:
         """
         box = self._box(mask.shape)
         made = np.zeros((self.size_px, self.size_px), np.uint8)
-        made[_inside(box)] = resize_nearest(mask[self._window(mask.shape)], box[2:])
+        made[_inside(box)] = resize_nearest(mask[self.window(mask.shape)], box[2:])
         return made
 
     def framed_mask(self, mask: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
@@ -251,7 +251,7 @@ class Preprocess:
                 f"array {array.shape} with box {box} is not a {study_shape} study at "
                 f"{self.size_px} px (box {expected}); use the shape and box it was prepared with"
             )
-        window = self._window(study_shape)
+        window = self.window(study_shape)
         shape = (window[0].stop - window[0].start, window[1].stop - window[1].start)
         content = array[(..., *_inside(box))]
         made = np.zeros((*array.shape[:-2], *study_shape), array.dtype)
@@ -268,12 +268,16 @@ class Preprocess:
         >>> Preprocess(size_px=2, fit="stretch").shrink((2, 4))
         (1.0, 2.0)
         """
-        window, box = self._window(study_shape), self._box(study_shape)
+        window, box = self.window(study_shape), self._box(study_shape)
         rows, columns = (side.stop - side.start for side in window)
         return rows / box[2], columns / box[3]
 
-    def _window(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
-        """The part of the study that is kept: all of it, or its central square."""
+    def window(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """Rows and columns of a study ``(H, W)`` that are kept: all, or its central square.
+
+        >>> Preprocess(fit="crop").window((2, 4))
+        (slice(0, 2, None), slice(1, 3, None))
+        """
         height, width = shape
         if self.fit != "crop":
             return slice(0, height), slice(0, width)

@@ -7,7 +7,6 @@ that travel with the weights.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,15 +239,20 @@ def predict_masks(
     Masks are ``(b, S, S)`` uint8 class numbers (0 = background) at the store's size: logits are
     resampled bilinearly from the model's size before the largest is taken, which gives smoother
     borders than resampling the decision. Images in which a model that looks at the lungs' box
-    found none are segmented whole, and counted in a line on standard error.
+    found none are segmented whole, and counted (`read_whole`).
     """
-    framing = getattr(model, "framing", None)
-    before = getattr(framing, "missed", 0)
     for batch, logits in forward_batches(model, store, rows, normalisation, compute, change):
         logits = at_side(logits, store.preprocess.size_px)
         yield batch, logits.argmax(1).to(torch.uint8).cpu().numpy()
-    if missed := getattr(framing, "missed", 0) - before:
-        print(f"no lung found in {missed} of {len(rows)} images: read whole", file=sys.stderr)
+
+
+def read_whole(model: nn.Module) -> int:
+    """In how many images so far a model that looks at the lungs' box found none.
+
+    >>> read_whole(nn.Identity())
+    0
+    """
+    return int(getattr(getattr(model, "framing", None), "missed", 0))
 
 
 def at_side(logits: Tensor, side: int) -> Tensor:

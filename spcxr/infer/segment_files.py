@@ -11,7 +11,7 @@ import itertools
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from spcxr import __version__
-from spcxr.data.presets import Preprocess
-from spcxr.data.study import Rejected
+from spcxr.data.presets import Prepared, Preprocess
+from spcxr.data.study import Rejected, Study
 from spcxr.errors import Interrupted, NothingDone, SpcxrError
 from spcxr.infer import dicom_seg, pictures
 from spcxr.infer.inputs import Input, find_inputs
 from spcxr.infer.mask_scores import Scores, entropy, mean_of_two, scores_of, to_original
-from spcxr.infer.measures import measure, square_mm
+from spcxr.infer.measures import LEFT, RIGHT, as_shown, direction, measure, square_mm
 from spcxr.infer.postprocess import POSTS, tidy
 from spcxr.infer.predict import TrainedModel, load_trained
 from spcxr.infer.quality import flags
@@ -37,6 +37,7 @@ from spcxr.train.device import Compute
 from spcxr.train.interrupt import watch_signals
 
 THREADS = 2
+NO_SIDES = "it is turned, by its header: a DICOM SEG of left and right would be a guess"
 NO_SPACING = "pixel spacing is not known: mm2 left blank"
 
 
@@ -86,9 +87,14 @@ def segment_files(
     """
     tool = Tool(load_trained(model, compute.device), Path(out), wanted, compute)
     settings = {**asdict(wanted), "model": tool.version}
-    with open_table(tool.out, tool.trained.names, settings) as table:
-        todo = [one for one in find_inputs(given, table.names) if one.path not in table.names]
-        _work_through(tool, todo, table)
+    try:
+        with open_table(tool.out, tool.trained.names, settings) as table:
+            found = find_inputs(given, table.names, tool.out)
+            todo = [one for one in found if one.path not in table.names]
+            _work_through(tool, todo, table)
+    except OSError as error:
+        error.filename = error.filename or str(tool.out)  # which a write's own error does not say
+        raise
     if not table.done:
         raise NothingDone(
             f"{table.first_reason} (all {table.rejected} rejected: see {tool.out}/segment.csv)"
@@ -146,7 +152,10 @@ class Tool:
 
     def read(self, given: Input) -> Ready | Refused:
         """One file, prepared as the model's images were."""
-        return read_prepared(given, self.preprocess, with_header=self.wanted.dicom_seg)
+        return read_prepared(given, self._prepared, with_header=self.wanted.dicom_seg)
+
+    def _prepared(self, study: Study) -> Prepared:
+        return self.preprocess(replace(study, pixels=as_shown(study.pixels, study)))
 
     def predict(
         self, read: Iterator[Ready | Refused]
@@ -195,10 +204,10 @@ class Tool:
         shape = (study.pixels.shape[0], study.pixels.shape[1])
         scores = one.plain if one.mirrored is None else mean_of_two(one.plain, one.mirrored)
         decided = tidy(scores.argmax(0).astype(np.uint8), names, self.wanted.post)
-        mask = to_original(scores, decided, self.preprocess, shape, box)
-        found = measure(mask, names, study)
+        mask = as_shown(to_original(scores, decided, self.preprocess, shape, box), study)
+        found, seen = measure(mask, names, study), self.preprocess.window(shape)
         row: Row = {
-            "flags": "; ".join(flags(mask, names, study, found)),
+            "flags": "; ".join(flags(mask, names, study, found, seen)),
             "notes": "; ".join((*study.notes, *(() if study.spacing_mm else (NO_SPACING,)))),
             "height_px": shape[0],
             "width_px": shape[1],
@@ -217,6 +226,7 @@ class Tool:
         """The files of a mask; a SEG of nothing is none."""
         name, names, row = ready.given.name, self.trained.names, {}
         if ready.source is not None and mask.any():
+            self._refuse_guessed_sides(ready)
             seg = dicom_seg.to_seg(ready.given.path, ready.source, mask, names, self.version)
             row["dicom_seg"] = self._place("dicom_seg", f"{name}.dcm")
             seg.save_as(self.out / row["dicom_seg"], enforce_file_format=True)
@@ -227,6 +237,11 @@ class Tool:
             drawn = pictures.overlay(ready.study.pixels, mask, names)
             drawn.save(self.out / row["overlay"], quality=pictures.JPEG_QUALITY)
         return row
+
+    def _refuse_guessed_sides(self, ready: Ready) -> None:
+        sided = not {LEFT, RIGHT}.isdisjoint(name.lower() for name in self.trained.names)
+        if sided and direction(ready.study) is None:
+            raise Rejected(ready.given.path, NO_SIDES)
 
     def _doubt(
         self, one: Predicted, scores: Scores, decided: NDArray[np.uint8], shape: tuple[int, int]
@@ -245,7 +260,7 @@ class Tool:
             same = np.count_nonzero((first == second) & (first > 0))
             row["flip_dice"] = 2 * same / total
         drawn = self.preprocess.to_original(doubt, shape, one.ready.prepared.box)
-        pictures.save_map(drawn, self.out / row["uncertainty_map"])
+        pictures.save_map(as_shown(drawn, one.ready.study), self.out / row["uncertainty_map"])
         return row
 
     def _place(self, folder: str, name: str) -> str:

@@ -96,7 +96,7 @@ def open_table(
     if out.exists() and not out.is_dir():
         raise SpcxrError(f"{out}: is a file; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    with (out / TABLE).open("a+", newline="", encoding="utf-8") as file:
+    with (out / TABLE).open("a+", newline="", encoding="utf-8", errors="surrogateescape") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -128,8 +128,10 @@ def _go_on(file: IO[str], table: Table) -> None:
     file.seek(0)
     text = file.read()
     whole = text[: text.rfind("\n") + 1]
+    while whole.count('"') % 2:  # the cut is inside a name of two lines
+        whole = whole[: whole.rfind("\n", 0, -1) + 1]
     if len(whole) < len(text):
-        file.truncate(len(whole.encode()))
+        file.truncate(len(whole.encode("utf-8", "surrogateescape")))
     if not whole:
         csv.writer(file, lineterminator="\n").writerow(table.columns)
         file.flush()

@@ -359,7 +359,7 @@ class VisionTransformer(nn.Module):
         patches = [t[:, 1:] for t in outputs]
         if reshape:
             grid = patch_grid(x.shape[2], x.shape[3], self.patch_px)
-            patches = [p.transpose(1, 2).reshape(len(x), self.width, *grid) for p in patches]
+            patches = [p.transpose(1, 2).unflatten(2, grid) for p in patches]
         if return_class_token:
             return tuple((p, t[:, 0]) for p, t in zip(patches, outputs, strict=True))
         return tuple(patches)

@@ -154,7 +154,7 @@ def save_model_folder(
         if head is not None:
             save_file(_plain(head), draft / "head.safetensors", metadata={"format": "pt"})
         (draft / "config.json").write_text(text)
-        _replace(draft, folder)
+        replace_folder(draft, folder)
     except (SafetensorError, OSError) as error:
         raise SpcxrError(
             f"{folder}: the model cannot be written ({error}); free some space or check the folder"
@@ -174,7 +174,7 @@ def _is_model_folder(folder: Path) -> bool:
     return config.is_file() and "spcxr_version" in _read_json(config)
 
 
-def _replace(draft: Path, folder: Path) -> None:
+def replace_folder(draft: Path, folder: Path) -> None:
     """Put ``draft`` in the place of ``folder``; a folder cannot be swapped in one call."""
     old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
     if folder.exists():
