@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo
 STAMP  := $(VENV)/.ready
+# Tests run in JOBS processes of one thread each; tests of threads ask for theirs.
+JOBS   ?= 2
 # cmake and ninja come with the environment: nothing but a compiler is asked of the machine.
 export PATH := $(abspath $(BIN)):$(PATH)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc kernels -type f -name '*.[ch]*' 2>/dev/null)
@@ -29,7 +31,7 @@ demo: setup ## the main job on drawn phantoms: report in demo/report.html
 	$(BIN)/spcxr-train demo --out $(OUT)
 
 test: setup ## every quick test (C++, Python, doctests), at most 15 minutes
-	$(BIN)/pytest -m 'not slow and not gpu' tests spcxr kernels
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not slow and not gpu' tests spcxr kernels
 
 test-slow: setup ## the slow ones: wheels in fresh environments, long runs
 	$(BIN)/pytest -m slow tests

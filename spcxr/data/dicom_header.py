@@ -239,6 +239,8 @@ def orientation_note(orientation: Any) -> str:
     row, column = (str(v).strip().upper()[:1] for v in orientation)
     if row in ("F", "H") or column in ("L", "R"):
         return "stored turned on its side (PatientOrientation), kept so"
+    if row == "R" and column == "H":
+        return "stored turned by half a circle (PatientOrientation), kept so"
     if row == "R":
         return "stored mirrored left-right (PatientOrientation), kept so"
     if column == "H":

@@ -21,6 +21,10 @@ from spcxr.errors import SpcxrError
 
 LUNG = ("lung",)  # what a binary mask shows, where nothing else is said
 UNKNOWN = 255
+GREY = frozenset({"1", "L", "I", "I;16", "I;16B"})  # Pillow's modes of whole numbers
+# Chosen on real masks made smaller, larger and JPEG: those have no such areas.
+LEVELS_OF_LABELS = 8  # so few values are no JPEG's
+LEAST_AREA = 0.005  # of a mask: less is the grey rim of one that was enlarged
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +76,17 @@ def read_mask(path: str | Path) -> np.ndarray:
     ------
     Rejected
         The file cannot be read, is coloured, or holds values that are neither (a map of several
-        labels).
+        labels, which is known by areas of one value between dark and bright).
     """
     upright = _opened(path)
-    if upright.mode not in {"1", "L", "I", "I;16"}:
+    if upright.mode not in GREY:
         _refuse_colour(path, upright)
         upright = upright.convert("L")
-    values = np.asarray(upright)
-    top = int(values.max())
+    values = np.asarray(upright).astype(np.int64)
+    low, top = int(values.min()), int(values.max())
+    if low < 0 or top > 65535:
+        odd = low if low < 0 else top
+        raise Rejected(path, f"its mask holds the value {odd}; masks are 0 / 1 or 0 / 255")
     if top <= 1:
         return values.astype(np.uint8)
     full = 255 if top <= 255 else 65535
@@ -89,7 +96,28 @@ def read_mask(path: str | Path) -> np.ndarray:
             f"its mask holds values up to {top}; masks are 0 / 1 or 0 / {full} (of several "
             "structures: prepare --structures NAME=VALUE,...)",
         )
+    _refuse_areas_between(path, values, top)
     return (values > full // 2).astype(np.uint8)
+
+
+def _refuse_areas_between(path: str | Path, values: np.ndarray, top: int) -> None:
+    """An area of one value between dark and bright is a label; a soft edge or a JPEG has none."""
+    levels = np.count_nonzero(np.bincount(values.ravel()))
+    if levels <= 2:
+        return
+    # A JPEG's dark and bright are not quite so.
+    slack = 0 if levels <= LEVELS_OF_LABELS else top // 16
+    middle = values[1:-1, 1:-1]
+    flat = (middle > slack) & (middle < top - slack)
+    for beside in (values[:-2, 1:-1], values[2:, 1:-1], values[1:-1, :-2], values[1:-1, 2:]):
+        flat &= beside == middle
+    if flat.sum() > LEAST_AREA * values.size:
+        value = int(np.bincount(middle[flat]).argmax())
+        raise Rejected(
+            path,
+            f"its mask holds areas of the value {value} between 0 and {top}; a mask has two "
+            "values (of several structures: prepare --structures NAME=VALUE,...)",
+        )
 
 
 def read_indexed(path: str | Path, values: Sequence[int]) -> np.ndarray:
@@ -103,7 +131,7 @@ def read_indexed(path: str | Path, values: Sequence[int]) -> np.ndarray:
         The file cannot be read, is coloured, or holds another value.
     """
     upright = _opened(path)
-    if upright.mode not in {"1", "L", "P", "I", "I;16"}:
+    if upright.mode not in {*GREY, "P"}:
         _refuse_colour(path, upright, tolerant=False)
         upright = upright.convert("L")
     found = np.asarray(upright).astype(np.int64)
@@ -118,11 +146,21 @@ def read_indexed(path: str | Path, values: Sequence[int]) -> np.ndarray:
 
 
 def _opened(path: str | Path) -> Image.Image:
+    """The upright picture; what leaves open where the mask is, or its values, is refused."""
     refuse_irregular(Path(path))
     with warnings.catch_warnings(), decoding(path, "Pillow", "its mask cannot be read"):
         warnings.simplefilter("ignore")  # of size and odd EXIF, as in `raster`
         with Path(path).open("rb") as file, Image.open(file) as picture:
-            return load_upright(picture)[0]
+            pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+            upright = load_upright(picture)[0]
+    if pages > 1:
+        raise Rejected(path, f"its mask has {pages} pages; save a file for each structure")
+    if upright.mode == "F":
+        raise Rejected(path, "its mask is in floating point; save one of 0 and 255")
+    layered = upright.mode != "P" and upright.has_transparency_data
+    if layered and np.asarray(upright.convert("RGBA"))[..., 3].min() < 255:
+        raise Rejected(path, "its mask has transparent pixels; save it grey, without transparency")
+    return upright
 
 
 def _refuse_colour(path: str | Path, picture: Image.Image, *, tolerant: bool = True) -> None:

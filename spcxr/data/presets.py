@@ -172,13 +172,34 @@ class Preprocess:
 
     def __call__(self, study: Study) -> Prepared:
         """Grey levels by the preset, geometry by the fit."""
-        box, window = self._box(study.pixels.shape), self._window(study.pixels.shape)
+        square = (self.size_px, self.size_px)
+        shape = study.pixels.shape
+        return self._drawn(study, self.window(shape), self._box(shape), square)
+
+    def framed(self, study: Study, frame: tuple[int, int]) -> Prepared:
+        """Grey levels by the preset; the whole study, undistorted, amid a black ``frame`` (h, w).
+
+        Neither ``size_px`` nor ``fit`` is asked: for encoders that read images of any aspect.
+
+        >>> study = Study(np.arange(32, dtype=np.uint8).reshape(4, 8), bits=8)
+        >>> prepared = Preprocess(size_px=4).framed(study, (2, 5))
+        >>> prepared.pixels.shape, prepared.box
+        ((2, 5), (0, 0, 2, 4))
+        """
+        shape = study.pixels.shape
+        whole = (slice(0, shape[0]), slice(0, shape[1]))
+        return self._drawn(study, whole, contained(shape, frame), frame)
+
+    def _drawn(
+        self, study: Study, window: tuple[slice, slice], box: Box, shape: tuple[int, int]
+    ) -> Prepared:
+        """That part of the study, resized to the box, on black of that shape."""
         unit = PRESETS[self.preset](study, lambda image: resize(image[window], box[2:]))
         top = np.iinfo(self.dtype).max
         scaled = unit * np.float32(top)
         scaled += np.float32(0.5)  # the cast truncates
         np.clip(scaled, 0, top, out=scaled)
-        pixels = np.zeros((self.size_px, self.size_px), self.dtype)
+        pixels = np.zeros(shape, self.dtype)
         pixels[_inside(box)] = scaled
         return Prepared(pixels, box)
 
@@ -193,7 +214,14 @@ class Preprocess:
         """
         box = self._box(mask.shape)
         made = np.zeros((self.size_px, self.size_px), np.uint8)
-        made[_inside(box)] = resize_nearest(mask[self._window(mask.shape)], box[2:])
+        made[_inside(box)] = resize_nearest(mask[self.window(mask.shape)], box[2:])
+        return made
+
+    def framed_mask(self, mask: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
+        """The geometry of `framed` for a mask ``(H, W)``: ``frame`` uint8, nearest neighbour."""
+        box = contained(mask.shape, frame)
+        made = np.zeros(frame, np.uint8)
+        made[_inside(box)] = resize_nearest(mask, box[2:])
         return made
 
     def to_original(self, array: np.ndarray, study_shape: tuple[int, int], box: Box) -> np.ndarray:
@@ -223,7 +251,7 @@ class Preprocess:
                 f"array {array.shape} with box {box} is not a {study_shape} study at "
                 f"{self.size_px} px (box {expected}); use the shape and box it was prepared with"
             )
-        window = self._window(study_shape)
+        window = self.window(study_shape)
         shape = (window[0].stop - window[0].start, window[1].stop - window[1].start)
         content = array[(..., *_inside(box))]
         made = np.zeros((*array.shape[:-2], *study_shape), array.dtype)
@@ -240,12 +268,16 @@ class Preprocess:
         >>> Preprocess(size_px=2, fit="stretch").shrink((2, 4))
         (1.0, 2.0)
         """
-        window, box = self._window(study_shape), self._box(study_shape)
+        window, box = self.window(study_shape), self._box(study_shape)
         rows, columns = (side.stop - side.start for side in window)
         return rows / box[2], columns / box[3]
 
-    def _window(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
-        """The part of the study that is kept: all of it, or its central square."""
+    def window(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """Rows and columns of a study ``(H, W)`` that are kept: all, or its central square.
+
+        >>> Preprocess(fit="crop").window((2, 4))
+        (slice(0, 2, None), slice(1, 3, None))
+        """
         height, width = shape
         if self.fit != "crop":
             return slice(0, height), slice(0, width)
@@ -258,10 +290,20 @@ class Preprocess:
         size = self.size_px
         if self.fit != "pad":
             return 0, 0, size, size
-        longest = max(shape)
-        # round half up in exact integers; a sliver keeps at least one pixel
-        height, width = (max(1, (2 * side * size + longest) // (2 * longest)) for side in shape)
-        return (size - height) // 2, (size - width) // 2, height, width
+        return contained(shape, (size, size))
+
+
+def contained(shape: tuple[int, ...], frame: tuple[int, int]) -> Box:
+    """Where an image ``(H, W)``, as large as it fits, lies in the middle of a frame (h, w).
+
+    >>> contained((4, 8), (6, 6))
+    (1, 0, 3, 6)
+    """
+    (height, width), (rows, columns) = shape, frame
+    to, of = (rows, height) if height * columns >= width * rows else (columns, width)
+    # round half up in exact integers; a sliver keeps at least one pixel
+    h, w = (max(1, (2 * side * to + of) // (2 * of)) for side in (height, width))
+    return (rows - h) // 2, (columns - w) // 2, h, w
 
 
 def equalise(levels: np.ndarray) -> np.ndarray:

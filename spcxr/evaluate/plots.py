@@ -271,6 +271,7 @@ def histogram(series: Mapping[str, Array], *, x_label: str, bins: int = 20) -> s
             )
         axes.set(xlabel=x_label, ylabel="images")
         axes.locator_params(axis="x", nbins=6)
+        axes.locator_params(axis="y", integer=True)
         axes.set_ylim(bottom=0)
         if len(series) > 1:
             _legend(axes, len(series))

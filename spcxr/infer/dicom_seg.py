@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,32 @@ from spcxr.data.dicom import starts_like_a_dataset
 from spcxr.data.study import Rejected, decoding
 from spcxr.errors import SpcxrError
 
-# SNOMED CT, as PS3.16 lists them (CID 4031, CID 6105).
-CODES = {
-    "lung": ("39607008", "Lung"),
-    "lungs": ("39607008", "Lung"),
-    "left lung": ("44029006", "Left lung"),
-    "right lung": ("3341006", "Right lung"),
-    "heart": ("80891009", "Heart"),
+Code = tuple[str, str]
+# SNOMED CT, as PS3.16 lists them: types in CID 7151, sides, which are modifiers, in CID 244.
+LUNG, HEART = ("39607008", "Lung"), ("80891009", "Heart")
+LEFT, RIGHT = ("7771000", "Left"), ("24028007", "Right")
+CODES: dict[str, tuple[Code, Code | None]] = {
+    "lung": (LUNG, None),
+    "lungs": (LUNG, None),
+    "left lung": (LUNG, LEFT),
+    "right lung": (LUNG, RIGHT),
+    "heart": (HEART, None),
 }
-CATEGORY = ("123037004", "Anatomical Structure")  # CID 7150
+CATEGORY = ("91723000", "Anatomical Structure")  # CID 7150
 ALGORITHM, MAKER = "spcxr segment", "spcxr"
 BLANK_IF_UNKNOWN = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate",
                     "StudyTime", "StudyID", "AccessionNumber", "PatientOrientation")  # fmt: skip
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
-SEXES, AGE = ("M", "F", "O"), re.compile(r"\d{3}[DWMY]")  # PS3.5 6.2, AS
+UTF8 = "ISO_IR 192"
+DATES = ("PatientBirthDate", "StudyDate")
+# PS3.3 C.7.1.1, C.7.6.1.1.1, C.7.6.1.1.5; PS3.5 6.2, TM and AS.
+ALLOWED = {
+    "PatientSex": re.compile("[MFO]"),
+    "PatientAge": re.compile(r"\d{3}[DWMY]"),
+    "PatientOrientation": re.compile(r"[LRAPHF]{1,3}\\[LRAPHF]{1,3}"),
+    "StudyTime": re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?"),
+    "LossyImageCompression": re.compile("00|01"),
+}
 SERIES_NUMBER = 7000  # ours: far above a study's own
 INSTALL = "--dicom-seg needs highdicom; pip install 'spcxr[dicom-out]'"
 
@@ -146,15 +159,44 @@ def to_seg(
 def _fill(source: pydicom.Dataset) -> None:
     """Blank elements where the source has none: highdicom asks for them, and blank is unknown.
 
-    Sex and age that are none of DICOM's would make the SEG invalid, too: they are not copied.
+    Values that are none of DICOM's (old dates with dots, a sex of another letter) would make the
+    SEG invalid, too, or highdicom refuse the file: they are not copied. Names become UTF-8.
     """
+    if source.get("SpecificCharacterSet"):
+        source.decode()  # highdicom takes not all of DICOM's repertoires
+        source.SpecificCharacterSet = UTF8
     for name in BLANK_IF_UNKNOWN:
         if name not in source:
             setattr(source, name, "")
-    if source.PatientSex not in SEXES:
-        source.PatientSex = ""
-    if not AGE.fullmatch(str(source.get("PatientAge", "000Y"))):
-        del source.PatientAge
+    odd = [name for name in DATES if not _is_date(_plain(source.get(name)))]
+    odd += [name for name, kind in ALLOWED.items() if not kind.fullmatch(_plain(source.get(name)))]
+    for name in odd:
+        if name in BLANK_IF_UNKNOWN:
+            setattr(source, name, "")
+        elif name in source:
+            delattr(source, name)
+
+
+def _plain(value: Any) -> str:
+    """A value as a file holds it, several joined by backslashes.
+
+    >>> _plain(pydicom.multival.MultiValue(str, ["L", "F"])), _plain(None)
+    ('L\\\\F', '')
+    """
+    several = value if isinstance(value, pydicom.multival.MultiValue) else [value]
+    return "\\".join("" if one is None else str(one).strip() for one in several)
+
+
+def _is_date(value: str) -> bool:
+    """Whether it is a day as PS3.5 6.2 writes it (DA).
+
+    >>> _is_date("20240229"), _is_date("2024.02.29"), _is_date("00000000"), _is_date("")
+    (True, False, False, False)
+    """
+    try:
+        return bool(re.fullmatch(r"\d{8}", value) and datetime.strptime(value, "%Y%m%d"))
+    except ValueError:
+        return False
 
 
 def _descriptions(structures: tuple[str, ...], version: str) -> list[Any]:
@@ -162,20 +204,24 @@ def _descriptions(structures: tuple[str, ...], version: str) -> list[Any]:
     from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
     from highdicom.sr import CodedConcept
 
-    def coded(code: tuple[str, str], scheme: str = "SCT") -> CodedConcept:
+    def coded(code: Code, scheme: str = "SCT") -> CodedConcept:
         return CodedConcept(code[0], scheme, code[1])
 
     algorithm = AlgorithmIdentificationSequence(
         name=ALGORITHM, family=coded(("123110", "Artificial Intelligence"), "DCM"), version=version
     )
-    return [
-        SegmentDescription(
+    made = []
+    for number, name in enumerate(structures, start=1):
+        kind, side = CODES[name.lower()]
+        one = SegmentDescription(
             segment_number=number,
             segment_label=name,
             segmented_property_category=coded(CATEGORY),
-            segmented_property_type=coded(CODES[name.lower()]),
+            segmented_property_type=coded(kind),
             algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
-        for number, name in enumerate(structures, start=1)
-    ]
+        if side is not None:
+            one.SegmentedPropertyTypeModifierCodeSequence = [coded(side)]
+        made.append(one)
+    return made

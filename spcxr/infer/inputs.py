@@ -5,13 +5,15 @@ Names of results come from names of files alone, never from what a header says.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spcxr.data.sources.files import walk
 from spcxr.errors import SpcxrError
+
+LONGEST = 240
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class Input:
 
 
 def find_inputs(
-    given: Sequence[str | Path], taken: Mapping[Path, str] | None = None
+    given: Sequence[str | Path],
+    taken: Mapping[Path, str] | None = None,
+    out: Path | None = None,
 ) -> list[Input]:
     """Every file once, in the order given; those of a folder sorted, with its sub-folders' names.
 
@@ -34,11 +38,13 @@ def find_inputs(
     ----------
     taken
         files of earlier runs and the names that they have, and keep.
+    out
+        the folder of the results: what lies in it is no input of a folder around it.
 
     Raises
     ------
     SpcxrError
-        something that is not there, or a folder without files.
+        something that is not there, a folder without files, or one that is ``out`` itself.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -47,25 +53,42 @@ def find_inputs(
     ...     [found.name for found in find_inputs([folder])]
     ['a.dcm', 'a.png', 'b']
     """
+
     files: dict[Path, Path] = {}  # where it is -> what it is called below what was given
+    seen: set[str] = set()
     for one in map(Path, given):
         if not one.exists():
             raise SpcxrError(f"{one}: no such file or folder; check the path")
         if one.is_dir():
-            found = {one / name: Path(name) for name in walk(one)}
+            found = {one / name: Path(name) for name in _walk_beside(one, out)}
             if not found:
                 raise SpcxrError(f"{one}: no files in this folder; give one that holds images")
         else:
             found = {one: Path(one.name)}
         for path, called in found.items():
-            files.setdefault(path, called)
+            place = os.path.abspath(path)  # one file may be given as a.png and ./b/../a.png
+            if place not in seen:
+                seen.add(place)
+                files[path] = called
     names = _names(files, taken or {})
     return [Input(path, name) for path, name in zip(files, names, strict=True)]
 
 
+def _walk_beside(folder: Path, out: Path | None) -> list[str]:
+    """The files below a folder, without those of ``out``: results are no radiographs."""
+    from spcxr.data.sources.files import walk  # the readers of public sets: not at start-up
+
+    names = walk(folder)
+    if out is None or not (place := out.resolve()).is_relative_to(folder.resolve()):
+        return names
+    if (below := place.relative_to(folder.resolve())) == Path():
+        raise SpcxrError(f"{out}: is an input, too; choose another --out")
+    return [name for name in names if not Path(name).is_relative_to(below)]
+
+
 def _names(files: Mapping[Path, Path], taken: Mapping[Path, str]) -> list[str]:
     """For file systems that are blind to case, too: ``A.png`` and ``a.png`` must not be one."""
-    short = [called.with_suffix("").as_posix() for called in files.values()]
+    short = [_short(called) for called in files.values()]
     often = Counter(name.lower() for name in short)
     seen = {name.lower() for name in taken.values()}
     names = []
@@ -73,7 +96,7 @@ def _names(files: Mapping[Path, Path], taken: Mapping[Path, str]) -> list[str]:
         if path in taken:
             names.append(taken[path])
             continue
-        wanted = called.as_posix() if often[plain.lower()] > 1 else plain
+        wanted = _fitting(called) if often[plain.lower()] > 1 else plain
         number, name = 1, wanted
         while name.lower() in seen:
             number += 1
@@ -81,3 +104,22 @@ def _names(files: Mapping[Path, Path], taken: Mapping[Path, str]) -> list[str]:
         seen.add(name.lower())
         names.append(name)
     return names
+
+
+def _short(called: Path) -> str:
+    """Without its suffix; the last number of a UID is none.
+
+    >>> _short(Path("a/b.png")), _short(Path("1.2.840.10008.77"))
+    ('a/b', '1.2.840.10008.77')
+    """
+    return _fitting(called if called.suffix[1:].isdigit() else called.with_suffix(""))
+
+
+def _fitting(called: Path) -> str:
+    """A file system's names have 255 bytes at most; what is cut leaves room for number and suffix.
+
+    >>> len(_fitting(Path("a" * 255)))
+    240
+    """
+    fits = os.fsencode(called.name)[:LONGEST]
+    return called.with_name(fits.decode(errors="ignore") or "_").as_posix()

@@ -1,7 +1,7 @@
 """What is measured of a mask on the radiograph's own grid: areas, the two lungs, the heart's share.
 
 Sides are the patient's. In the usual display of a PA or AP radiograph the patient's right is on the
-image's left; a DICOM image that says it is stored mirrored is read so.
+image's left; a DICOM image that says it is stored mirrored or turned by half a circle is read so.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from spcxr.infer.postprocess import LEAST_PIECE, pieces_of
 Mask = NDArray[np.uint8]
 LUNGS = ("lung", "lungs")
 RIGHT, LEFT, HEART = "right lung", "left lung", "heart"
+# In the notes of a study, by its header.
+MIRRORED, HALF_TURN, UPSIDE_DOWN = "mirrored left-right", "turned by half", "upside down"
+P = TypeVar("P", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,23 @@ def direction(study: Study) -> bool | None:
     if study.view == "LATERAL" or "on its side" in said:
         return None
     # Upside down by a half turn also swaps the sides, by a mirror it does not: not known.
-    return None if "upside down" in said else "mirrored left-right" not in said
+    return None if UPSIDE_DOWN in said else MIRRORED not in said and HALF_TURN not in said
+
+
+def as_shown(pixels: NDArray[P], study: Study) -> NDArray[P]:
+    """``(H, W)`` of a study, turned as radiographs are usually shown; given that, turned back.
+
+    A model that tells left from right has learned the usual display: of an image that is stored
+    mirrored it would name each lung by the other's side.
+
+    >>> study = Study(np.array([[1, 2]], np.uint8), 8, notes=("stored mirrored left-right",))
+    >>> as_shown(study.pixels, study).tolist()
+    [[2, 1]]
+    """
+    said = " ".join(study.notes)
+    rows = -1 if HALF_TURN in said or UPSIDE_DOWN in said else 1
+    columns = -1 if HALF_TURN in said or MIRRORED in said else 1
+    return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
 def two_lungs(inside: NDArray[Any]) -> tuple[int, tuple[int, int] | None]:

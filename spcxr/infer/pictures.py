@@ -39,7 +39,9 @@ def save_mask(mask: NDArray[np.uint8], file: Path) -> None:
     [[0, 1, 2]]
     """
     image = Image.fromarray(mask)
-    image.putpalette(bytes(sum(((0, 0, 0), *COLOURS), ())))
+    # A colour for each number: the length of the palette decides how many bits are written.
+    colours = (COLOURS[k % len(COLOURS)] for k in range(max(int(mask.max()), len(COLOURS))))
+    image.putpalette(bytes(sum(((0, 0, 0), *colours), ())))
     image.save(file, "PNG", compress_level=FAST)
 
 

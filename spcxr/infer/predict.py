@@ -7,7 +7,6 @@ that travel with the weights.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
+from spcxr.infer.normalise import Normalisation, network_input
 from spcxr.infer.regions import FINDER, StoredLungs, lung_numbers, lungs_within
 from spcxr.models.decoder import Framing, Segmenter, build_decoder
 from spcxr.models.framing import LungBox, Windows
@@ -27,7 +27,6 @@ from spcxr.models.heads import Classifier
 from spcxr.models.neighbours import class_head
 from spcxr.models.regions import LungFinder, LungSource, patches_touched
 from spcxr.models.weights import LoadedModel, load_model_folder
-from spcxr.ops.crop_resize import crop_resize
 from spcxr.train.device import Compute
 
 Rows = NDArray[np.int64]
@@ -35,14 +34,6 @@ Rows = NDArray[np.int64]
 Change = Callable[[Tensor, Rows], Tensor]
 # Told the rows of each batch and the patches of them that were read, [B, Gh, Gw] bool.
 Told = Callable[[Rows, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """``(x - mean) / std`` of pixels in [0, 1]: the pair that the weights were trained with."""
-
-    mean: float
-    std: float
 
 
 @dataclass(frozen=True)
@@ -149,36 +140,6 @@ def load_finder(path: str | Path, device: torch.device | str = "cpu") -> LungFin
     return LungFinder(trained.model, numbers.mean, numbers.std, lungs)
 
 
-def network_input(
-    pixels: NDArray[Any] | Tensor,
-    size: tuple[int, int],
-    normalisation: Normalisation,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Stored pixels -> what the network reads.
-
-    Parameters
-    ----------
-    pixels
-        ``[B, S, S]`` uint8 or uint16, the whole range of the type.
-    size
-        (height, width) of the result: the encoder's ``image_px``. The whole image is resampled
-        with the antialiased bilinear filter of `crop_resize`.
-
-    Returns
-    -------
-    ``[B, 1, h, w]`` float32, normalised.
-
-    >>> pixels = np.full((2, 4, 4), 255, np.uint8)
-    >>> float(network_input(pixels, (2, 2), Normalisation(0.5, 0.25))[0, 0, 0, 0])
-    2.0
-    """
-    images = torch.as_tensor(pixels).to(device)[:, None]
-    white = float(torch.iinfo(images.dtype).max)
-    grey = crop_resize(images, None, None, size)
-    return (grey / white - normalisation.mean) / normalisation.std
-
-
 def patches_read(model: Any, grey: Tensor, rows: Rows, store: Store) -> Tensor | None:
     """The patches of these rows that a model reads, ``[B, Gh, Gw]`` bool; None: all of them.
 
@@ -278,15 +239,20 @@ def predict_masks(
     Masks are ``(b, S, S)`` uint8 class numbers (0 = background) at the store's size: logits are
     resampled bilinearly from the model's size before the largest is taken, which gives smoother
     borders than resampling the decision. Images in which a model that looks at the lungs' box
-    found none are segmented whole, and counted in a line on standard error.
+    found none are segmented whole, and counted (`read_whole`).
     """
-    framing = getattr(model, "framing", None)
-    before = getattr(framing, "missed", 0)
     for batch, logits in forward_batches(model, store, rows, normalisation, compute, change):
         logits = at_side(logits, store.preprocess.size_px)
         yield batch, logits.argmax(1).to(torch.uint8).cpu().numpy()
-    if missed := getattr(framing, "missed", 0) - before:
-        print(f"no lung found in {missed} of {len(rows)} images: read whole", file=sys.stderr)
+
+
+def read_whole(model: nn.Module) -> int:
+    """In how many images so far a model that looks at the lungs' box found none.
+
+    >>> read_whole(nn.Identity())
+    0
+    """
+    return int(getattr(getattr(model, "framing", None), "missed", 0))
 
 
 def at_side(logits: Tensor, side: int) -> Tensor:

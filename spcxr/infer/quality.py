@@ -12,11 +12,16 @@ from spcxr.infer.measures import LEFT, LUNGS, RIGHT, Measures, direction, square
 LEAST_SHARE, MOST_SHARE = 0.04, 0.65  # of the image
 LEAST_CM2, MOST_CM2 = 8.0, 1200.0
 MOST_UNEQUAL = 3.0  # the larger lung over the smaller
-BORDER_SHARE = 0.02  # of an edge of the image that is lung
+BORDER_SHARE = 0.02  # of an edge of the image, or of what was seen of it, that is lung
+WHOLE = (slice(None), slice(None))
 
 
 def flags(
-    mask: NDArray[np.uint8], structures: tuple[str, ...], study: Study, found: Measures
+    mask: NDArray[np.uint8],
+    structures: tuple[str, ...],
+    study: Study,
+    found: Measures,
+    seen: tuple[slice, slice] = WHOLE,
 ) -> tuple[str, ...]:
     """Plain words for what is odd; none where nothing is.
 
@@ -28,6 +33,8 @@ def flags(
         names of the classes from 1.
     found
         what `measure` says of them.
+    seen
+        rows and columns that the model was shown (`Preprocess.window`).
 
     >>> from spcxr.infer.measures import measure
     >>> mask = np.zeros((8, 8), np.uint8); mask[2:5, 2:6] = 1
@@ -41,7 +48,7 @@ def flags(
         said.append("no lung")
     elif lungs is not None:
         said += _of_lungs(lungs, structures, study, found)
-        if _at_the_border(mask, structures):
+        if _at_the_border(mask[seen], structures):
             said.append("lung touches the border of the image")
     said += [
         f"no {name}"

@@ -6,14 +6,15 @@ The same for every command that uses a model on files, in threads, ahead of the 
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pydicom
 
-from spcxr.data.presets import Prepared, Preprocess
+from spcxr.data.presets import Prepared
 from spcxr.data.study import Rejected, Study, read_study
 from spcxr.errors import SpcxrError
 from spcxr.infer import dicom_seg
@@ -41,9 +42,9 @@ class Refused:
 
 
 def read_prepared(
-    given: Input, preprocess: Preprocess, *, with_header: bool = False
+    given: Input, preprocess: Callable[[Study], Prepared], *, with_header: bool = False
 ) -> Ready | Refused:
-    """One file, prepared as a model's images were (``preprocess``).
+    """One file, prepared as a model's images were: by its `Preprocess`, or in another way.
 
     ``with_header``: keep the header of a DICOM file, and refuse other files.
     """
@@ -59,13 +60,34 @@ def read_prepared(
         return Refused(given, str(error))
 
 
+_silence = ExitStack()
+_readers, _door = 0, threading.Lock()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep pydicom, highdicom and Pillow from quoting headers while threads read.
 
     Each reading silences them for itself; but what one thread silences, another one that is done
-    first would let loose. Within this, nothing is loose at any time.
+    first would let loose. Within this, nothing is loose at any time. Of several threads within
+    it, the last one out brings back what the first one found.
     """
+    global _readers
+    with _door:
+        if _readers == 0:
+            _silence.enter_context(_silenced())
+        _readers += 1
+    try:
+        yield
+    finally:
+        with _door:
+            _readers -= 1
+            if _readers == 0:
+                _silence.close()
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
     logger, writer = logging.getLogger("pydicom"), logging.getLogger("highdicom")
     level = writer.level
 

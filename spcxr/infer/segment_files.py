@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spcxr.data.presets import Preprocess
+from spcxr.data.presets import Prepared, Preprocess
+from spcxr.data.study import Rejected, Study
 from spcxr.errors import SpcxrError
 from spcxr.infer import dicom_seg, pictures
 from spcxr.infer.inputs import Input
 from spcxr.infer.mask_scores import Scores, entropy, mean_of_two, scores_of, to_original
-from spcxr.infer.measures import measure, square_mm
+from spcxr.infer.measures import LEFT, RIGHT, as_shown, direction, measure, square_mm
 from spcxr.infer.postprocess import POSTS, tidy
 from spcxr.infer.predict import TrainedModel, load_trained
 from spcxr.infer.quality import flags
@@ -31,6 +32,7 @@ from spcxr.train.device import Compute
 
 # Log-probabilities ``(1 + K, S, S)`` of a file; of its mirror image, if asked.
 Answer = tuple[Scores, Scores | None]
+NO_SIDES = "it is turned, by its header: a DICOM SEG of left and right would be a guess"
 NO_SPACING = "pixel spacing is not known: mm2 left blank"
 
 
@@ -108,7 +110,10 @@ class Tool:
 
     def read(self, given: Input) -> Ready | Refused:
         """One file, prepared as the model's images were."""
-        return read_prepared(given, self.preprocess, with_header=self.wanted.dicom_seg)
+        return read_prepared(given, self._prepared, with_header=self.wanted.dicom_seg)
+
+    def _prepared(self, study: Study) -> Prepared:
+        return self.preprocess(replace(study, pixels=as_shown(study.pixels, study)))
 
     def predict(self, ready: list[Ready]) -> list[Answer]:
         """The scores of each file of a batch."""
@@ -128,10 +133,10 @@ class Tool:
         shape = (study.pixels.shape[0], study.pixels.shape[1])
         scores = plain if mirrored is None else mean_of_two(plain, mirrored)
         decided = tidy(scores.argmax(0).astype(np.uint8), names, self.wanted.post)
-        mask = to_original(scores, decided, self.preprocess, shape, box)
-        found = measure(mask, names, study)
+        mask = as_shown(to_original(scores, decided, self.preprocess, shape, box), study)
+        found, seen = measure(mask, names, study), self.preprocess.window(shape)
         row: Row = {
-            "flags": "; ".join(flags(mask, names, study, found)),
+            "flags": "; ".join(flags(mask, names, study, found, seen)),
             "notes": "; ".join((*study.notes, *(() if study.spacing_mm else (NO_SPACING,)))),
             "height_px": shape[0],
             "width_px": shape[1],
@@ -150,6 +155,7 @@ class Tool:
         """The files of a mask; a SEG of nothing is none."""
         name, names, row = ready.given.name, self.trained.names, {}
         if ready.source is not None and mask.any():
+            self._refuse_guessed_sides(ready)
             seg = dicom_seg.to_seg(ready.given.path, ready.source, mask, names, self.version)
             row["dicom_seg"] = self._place("dicom_seg", f"{name}.dcm")
             seg.save_as(self.out / row["dicom_seg"], enforce_file_format=True)
@@ -160,6 +166,11 @@ class Tool:
             drawn = pictures.overlay(ready.study.pixels, mask, names)
             drawn.save(self.out / row["overlay"], quality=pictures.JPEG_QUALITY)
         return row
+
+    def _refuse_guessed_sides(self, ready: Ready) -> None:
+        sided = not {LEFT, RIGHT}.isdisjoint(name.lower() for name in self.trained.names)
+        if sided and direction(ready.study) is None:
+            raise Rejected(ready.given.path, NO_SIDES)
 
     def _doubt(
         self, ready: Ready, answer: Answer, scores: Scores, decided: NDArray[np.uint8]
@@ -180,7 +191,7 @@ class Tool:
             row["flip_dice"] = 2 * same / total
         shape = (ready.study.pixels.shape[0], ready.study.pixels.shape[1])
         drawn = self.preprocess.to_original(doubt, shape, ready.prepared.box)
-        pictures.save_map(drawn, self.out / row["uncertainty_map"])
+        pictures.save_map(as_shown(drawn, ready.study), self.out / row["uncertainty_map"])
         return row
 
     def _place(self, folder: str, name: str) -> str:

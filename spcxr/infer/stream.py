@@ -70,7 +70,7 @@ def work_through(work: Work[A], given: Sequence[str | Path], rows: Counts, out: 
     Interrupted
         Ctrl-C or SIGTERM; what has a row is kept.
     """
-    todo = [one for one in find_inputs(given, rows.names) if not rows.has(one.path)]
+    todo = [one for one in find_inputs(given, rows.names, out) if not rows.has(one.path)]
     unlike = 0
     ahead, pace = work.batch_size + THREADS, 0.2 if sys.stderr.isatty() else 10.0
     bar = tqdm(total=len(todo), desc=work.name, unit="image", mininterval=pace)

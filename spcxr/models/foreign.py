@@ -117,7 +117,7 @@ def is_foreign(path: str | Path) -> bool:
     path = Path(path)
     if not path.is_dir():
         return path.suffix in SUFFIXES
-    config = _config_beside(path)
+    config = settings_beside(path)
     return bool(config.keys() & {"model_type", "architecture"}) and "spcxr_version" not in config
 
 
@@ -137,7 +137,7 @@ def read_foreign(path: Path) -> Weights:
     inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     aside = [k for k in tensors if not k.startswith(prefix)]
     table = HF if HF_PATCHES in inside else TIMM
-    config = _config_beside(path.parent) if table is HF else {}
+    config = settings_beside(path.parent) if table is HF else {}
     _refuse_unlike(inside, config, path)
     state = {_renamed(name, table): tensor for name, tensor in inside.items()}
     if len(state) != len(inside):
@@ -158,9 +158,9 @@ def _weights_in(folder: Path) -> Path:
     raise SpcxrError(f"{folder}: no model.safetensors or pytorch_model.bin; give the weights file")
 
 
-def _config_beside(folder: Path) -> dict[str, Any]:
+def settings_beside(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """``config.json`` of a timm or Hugging Face folder; nothing where there is none."""
-    file = folder / "config.json"
+    file = folder / name
     if not file.is_file():
         return {}
     try:

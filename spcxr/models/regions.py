@@ -6,13 +6,14 @@ cannot learn from them. What is left is also less to compute.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spcxr.models.decoder import Segmenter
+if TYPE_CHECKING:  # it loads MONAI, and what is here does without
+    from spcxr.models.decoder import Segmenter
 
 MARGIN = 0.25  # of a patch's side: lung so near to a patch counts as touching it
 LEAST_COVER = 0.05  # of a patch with its margin: less lung is a stray pixel

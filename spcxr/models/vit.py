@@ -102,7 +102,8 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, r) for r in self.drop_rates)
         self.recompute = False  # blocks again in the backward pass: less memory, more time
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self._initialise()
+        if not self.cls_token.is_meta:  # on meta: its weights are about to be read from a file
+            self._initialise()
 
     def _initialise(self) -> None:
         """Truncated normal of std .02, zero biases; the patch convolution keeps torch's (DeiT)."""
@@ -354,12 +355,11 @@ class VisionTransformer(nn.Module):
         if not wanted or min(wanted) < 0 or max(wanted) >= self.depth:
             raise SpcxrError(f"blocks {n} of an encoder with {self.depth}; count from 0")
         outputs = self.outputs_of(self.embed(x), wanted)
-        if norm:
-            outputs = [self.norm(tokens) for tokens in outputs]
+        outputs = [self.norm(tokens) for tokens in outputs] if norm else outputs
         patches = [t[:, 1:] for t in outputs]
         if reshape:
             grid = patch_grid(x.shape[2], x.shape[3], self.patch_px)
-            patches = [p.transpose(1, 2).reshape(len(x), self.width, *grid) for p in patches]
+            patches = [p.transpose(1, 2).unflatten(2, grid) for p in patches]
         if return_class_token:
             return tuple((p, t[:, 0]) for p, t in zip(patches, outputs, strict=True))
         return tuple(patches)

@@ -154,7 +154,7 @@ def save_model_folder(
         if head is not None:
             save_file(_plain(head), draft / "head.safetensors", metadata={"format": "pt"})
         (draft / "config.json").write_text(text)
-        _replace(draft, folder)
+        replace_folder(draft, folder)
     except (SafetensorError, OSError) as error:
         raise SpcxrError(
             f"{folder}: the model cannot be written ({error}); free some space or check the folder"
@@ -174,7 +174,7 @@ def _is_model_folder(folder: Path) -> bool:
     return config.is_file() and "spcxr_version" in _read_json(config)
 
 
-def _replace(draft: Path, folder: Path) -> None:
+def replace_folder(draft: Path, folder: Path) -> None:
     """Put ``draft`` in the place of ``folder``; a folder cannot be swapped in one call."""
     old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
     if folder.exists():
@@ -213,15 +213,16 @@ def _encoder_from(config: Mapping[str, Any], path: Path) -> VisionTransformer:
     try:
         arguments = config["model_args"]
         height, width = arguments["img_size"]
-        return VisionTransformer(
-            image_px=(height, width),
-            patch_px=arguments["patch_size"],
-            channels=arguments["in_chans"],
-            width=arguments["embed_dim"],
-            depth=arguments["depth"],
-            heads=arguments["num_heads"],
-            mlp_ratio=arguments["mlp_ratio"],
-        )
+        with torch.device("meta"):  # nothing is drawn: the weights are in the file
+            return VisionTransformer(
+                image_px=(height, width),
+                patch_px=arguments["patch_size"],
+                channels=arguments["in_chans"],
+                width=arguments["embed_dim"],
+                depth=arguments["depth"],
+                heads=arguments["num_heads"],
+                mlp_ratio=arguments["mlp_ratio"],
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise SpcxrError(
             f"{path}: model_args do not describe an encoder ({error!r}); export the model again"
@@ -276,8 +277,12 @@ def load_encoder_weights(encoder: VisionTransformer, path: str | Path) -> LoadRe
         a file that cannot be read or holds code, names or shapes that do not match, an encoder
         that computes something else, values that are not finite.
     """
-    path = Path(path)
-    found, wanted = _weights_at(path), encoder.state_dict()
+    return fill_encoder(encoder, _weights_at(Path(path)), Path(path))
+
+
+def fill_encoder(encoder: VisionTransformer, found: Weights, path: Path) -> LoadReport:
+    """`load_encoder_weights` of tensors; an encoder on the meta device is brought to the CPU."""
+    wanted = encoder.state_dict()
     if found.heads not in (None, encoder.heads):
         raise SpcxrError(
             f"{path}: attends with {found.heads} heads, this encoder with {encoder.heads}; choose "
@@ -292,7 +297,9 @@ def load_encoder_weights(encoder: VisionTransformer, path: str | Path) -> LoadRe
         converted=converted,
     )
     _refuse_misfits(report, state, encoder, path)
-    encoder.load_state_dict({k: state[k] for k in wanted})
+    meta = encoder.cls_token.is_meta  # then there is nothing to copy into: copies become its own
+    copies = {k: state[k].to(torch.float32, copy=meta).contiguous() for k in wanted}
+    encoder.load_state_dict(copies, assign=meta)
     return report
 
 
@@ -366,7 +373,7 @@ def _refuse_misfits(
             f"unexpected {_listed(foreign)}; other shape {_listed(tuple(misfits))}; matched "
             f"{len(report.matched)} of {len(wanted)}; {_remedy(report, state, encoder)}"
         )
-    broken = tuple(k for k in wanted if not bool(torch.isfinite(state[k]).all()))
+    broken = tuple(k for k in wanted if not all(v.isfinite() for v in state[k].aminmax()))
     if broken:
         raise SpcxrError(f"{path}: values that are not finite in {_listed(broken)}; retrain it")
 

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def constant_when_traced(function: Callable[P, R]) -> Callable[P, R]:
+    """Dynamo calls the function once while it traces, and keeps what it returned.
+
+    The mark is all that ``torch.compiler.assume_constant_result`` sets; but that imports Dynamo,
+    which takes as long as torch itself, in programs that compile nothing.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def traced(*tensors: Tensor) -> bool:

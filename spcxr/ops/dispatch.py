@@ -7,6 +7,7 @@ name serves or raises; ``auto`` takes the first that can and logs once which.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -15,13 +16,15 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from spcxr.errors import SpcxrError
+from spcxr.ops.checks import constant_when_traced
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +148,26 @@ def _triton_reason(device: str) -> str | None:
     return None
 
 
-# Dynamo evaluates this once while tracing: a backend does not change within a process.
-@torch.compiler.assume_constant_result
+_AUTO: ContextVar[str] = ContextVar("auto", default="auto")
+
+
+@contextlib.contextmanager
+def auto_means(backend: str) -> Iterator[None]:
+    """Within it ``auto`` is this backend: for tracing a model that must not need our library.
+
+    >>> with auto_means("reference"):
+    ...     choose("masked_attention", "auto", "cpu")
+    'reference'
+    """
+    token = _AUTO.set(backend)
+    try:
+        yield
+    finally:
+        _AUTO.reset(token)
+
+
+# A backend does not change within a process.
+@constant_when_traced
 def choose(verb: str, backend: str, device: str) -> str:
     """The name of the backend that serves, for tensors on a device type.
 
@@ -158,6 +179,8 @@ def choose(verb: str, backend: str, device: str) -> str:
     >>> choose("group_mask", "reference", "cpu")
     'reference'
     """
+    if backend == "auto":
+        backend = _AUTO.get()
     if backend == "auto":
         return _first_that_can(verb, device)
     reason = unavailable(verb, backend, device)

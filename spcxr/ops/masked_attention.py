@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from spcxr.errors import SpcxrError
 from spcxr.ops import dispatch
 from spcxr.ops.attention_reference import WORD, pack_key_mask, reference_attention
-from spcxr.ops.checks import values_seen
+from spcxr.ops.checks import constant_when_traced, values_seen
 from spcxr.ops.views import TOKEN_TYPES
 
 VERB = "masked_attention"
@@ -238,7 +238,7 @@ def _backward_bytes(n_max: int, dim: int) -> int:
     return -(-n_max // 16) * 16 * (8 * dim + 10) + 32
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _shared_bytes(device: torch.device) -> int:
     found: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the attribute
     return found.shared_memory_per_block_optin

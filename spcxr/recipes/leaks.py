@@ -144,6 +144,11 @@ def _told_before(init: str) -> list[dict[str, Any]]:
     file = next((f / FILE for f in folders if init and (f / FILE).is_file()), None)
     if file is None:
         return []
+    return _lists(file)
+
+
+def _lists(file: Path) -> list[dict[str, Any]]:
+    """What stands in a model's list, and what it kept of its init's, each by itself."""
     known = _read(file)
     return [{k: v for k, v in known.items() if k != "before"}, *known.get("before", [])]
 
@@ -181,6 +186,8 @@ def find_leaks(
 ) -> Leaks | None:
     """Look for the patients and pictures of a model's training among ``rows (n,)`` of a store.
 
+    Those of a model within it, which finds the lungs, are its own too.
+
     ``shown`` are the rows' `pictures`, where they are known already.
 
     Returns
@@ -195,8 +202,9 @@ def find_leaks(
     file = model_folder / FILE
     if not file.is_file():
         return None
-    known, own = _read(file), store.preprocess.to_dict()
-    lists = [known, *known.get("before", [])]
+    own = store.preprocess.to_dict()
+    # A model that finds the lungs lies in a folder within, with a list of its own.
+    lists = [told for each in (file, *model_folder.rglob(f"*/{FILE}")) for told in _lists(each)]
     alike_prepared = [told["preprocess"] == own for told in lists]
     if shown is None:
         shown = pictures(store, rows) if any(alike_prepared) else [""] * len(rows)

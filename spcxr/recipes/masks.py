@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -60,6 +61,12 @@ def figures(
             each.append(mask_figures(masks == k, truth == number, known, size))
         made.append(np.stack(each, 1))
     return np.concatenate(made)
+
+
+def say_read_whole(lost: int, count: int, where: str) -> None:
+    """One line on standard error, where no lung was found in ``lost`` of ``count`` images."""
+    if lost:
+        print(f"{where}: no lung found in {lost} of {count} images: read whole", file=sys.stderr)
 
 
 def matched(store: Store, names: Sequence[str]) -> tuple[int, ...]:

@@ -78,11 +78,15 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Spread]]
     >>> run = {"test": {"overall": {"accuracy": {"value": 0.5}}, "by_class": {}}}
     >>> summarise([run, run])["test"]["accuracy"]["mean"]
     0.5
+    >>> found = {"test": {"lung": {"dice": {"value": 0.9}}}}  # and none to measure in the other
+    >>> summarise([{"test": {}}, found])["test"]["dice of lung"]["n"]
+    1
     """
     made: dict[str, dict[str, Spread]] = {}
     for part in [p for p in PARTS if p in runs[0]]:
         values = [_values(run[part]) for run in runs]
-        made[part] = {name: spread([v.get(name) for v in values]) for name in values[0]}
+        names = dict.fromkeys(name for found in values for name in found)
+        made[part] = {name: spread([v.get(name) for v in values]) for name in names}
     return made
 
 

@@ -5,6 +5,7 @@ open the images -> find the rows with masks -> build -> fit -> export the best e
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
 from spcxr.evaluate.intervals import Interval
-from spcxr.evaluate.overlays import side_by_side
+from spcxr.evaluate.overlays import legend_of, side_by_side
 from spcxr.evaluate.summary import summarise_masks
-from spcxr.infer.predict import predict_masks
+from spcxr.infer.predict import predict_masks, read_whole
 from spcxr.infer.regions import FINDER
 from spcxr.models.decoder import Segmenter, build_decoder
 from spcxr.models.weights import load_model_folder
@@ -33,13 +34,13 @@ from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of
 from spcxr.recipes.fitting import Course, Drawn, fit, set_out
 from spcxr.recipes.frames import in_lung_box, in_windows
 from spcxr.recipes.mask_losses import LOSSES, over_scales
-from spcxr.recipes.masks import Figures, examples, overlaps
+from spcxr.recipes.masks import Figures, examples, overlaps, say_read_whole
 from spcxr.recipes.outcome import export, finished, write_results
 from spcxr.recipes.seeds import run_seeds
 from spcxr.train.augment import IGNORE, warp_masks
 from spcxr.train.checkpoint import Position
 from spcxr.train.device import pick_device
-from spcxr.train.distributed import World
+from spcxr.train.distributed import World, find_ranks
 from spcxr.train.run_folder import open_run
 
 Rows = NDArray[np.int64]
@@ -105,10 +106,16 @@ def run(config: SegmentConfig) -> Path:
     Raises
     ------
     SpcxrError
-        data, masks, splits or an init that cannot be used; the message names the remedy.
+        data, masks, splits or an init that cannot be used, or several processes; the message
+        names the remedy.
     Interrupted
         Ctrl-C or SIGTERM: saved; the message says how to go on.
     """
+    if ranks := find_ranks(os.environ):
+        raise SpcxrError(
+            f"{config.out}: segment is one process, for its Dice is of a whole batch, and "
+            f"{ranks.size} were started; leave out torchrun or srun"
+        )
     alone = World(pick_device(config.device))
     if config.seeds > 1:
         return run_seeds(alone, config, run_once, RECIPE)
@@ -256,7 +263,10 @@ class Segmentation:
     def measure(self, model: nn.Module, rows: Rows) -> tuple[Figures, Figures]:
         """Dice and IoU ``(n, K)`` of each image and structure, at the store's resolution; NaN =
         both empty."""
-        return overlaps(self.course.start.store, self.predict(model, rows))
+        before = read_whole(model)
+        found = overlaps(self.course.start.store, self.predict(model, rows))
+        say_read_whole(read_whole(model) - before, len(rows), str(self.course.folder))
+        return found
 
     def predict(self, model: nn.Module, rows: Rows) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
         """Batches of (rows, class numbers ``(b, S, S)``), from unchanged images."""
@@ -284,7 +294,10 @@ def mean_each(figures: Figures) -> Figures:
 
 
 def report(course: Course, task: Segmentation, position: Position) -> None:
-    """Measure validation and test rows with the best epoch's weights; write what came of it."""
+    """Measure validation and test rows with the best epoch's weights; write what came of it.
+
+    A structure that a part's masks do not show, and that was not found there, is left out.
+    """
     rows = course.cohort.judged
     dice, iou = task.measure(course.model, rows)
     patients = course.start.store.manifest.patients[rows]
@@ -295,6 +308,7 @@ def report(course: Course, task: Segmentation, position: Position) -> None:
                 dice[part, k], iou[part, k], patients[part], seed=course.config.seed
             )
             for k, name in enumerate(task.structures)
+            if not np.isnan(dice[part, k]).all()
         }
 
     columns: dict[str, Figures] = {}
@@ -314,5 +328,5 @@ def picture(course: Course, task: Segmentation, rows: Rows, dice: Figures) -> Pa
         return None
     file = course.folder / "samples" / "overlays.png"
     file.parent.mkdir(exist_ok=True)
-    file.write_bytes(side_by_side(shown))
+    file.write_bytes(side_by_side(shown, legend_of(task.structures)))
     return file

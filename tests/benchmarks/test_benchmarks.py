@@ -75,6 +75,11 @@ FILES = {
 }
 
 
+def alone():
+    """The environment without the signs of the processes that tests are divided among."""
+    return {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """One run over the files above, as benchmarks are run: what it printed, and its folder."""
@@ -88,7 +93,7 @@ def ran(tmp_path_factory):
     done = subprocess.run(
         [*command, *options, f"--rootdir={folder}", "--results", folder / "results", *named],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))},
+        env=alone() | {"PYTHONPATH": os.pathsep.join(map(str, path))},
         capture_output=True,
         text=True,
     )

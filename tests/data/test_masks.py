@@ -198,3 +198,62 @@ def test_an_unreadable_mask_is_named(tmp_path):
     (tmp_path / "t.png").write_bytes(b"\x89PNG and no more")
     with pytest.raises(Rejected, match=r"t.png: its mask cannot be read"):
         read_indexed(tmp_path / "t.png", (1,))
+
+
+@pytest.mark.parametrize("labels", [(0, 128, 255), (0, 85, 170), (0, 1, 255)])
+def test_a_map_of_several_labels_is_no_binary_mask(tmp_path, labels):
+    """Cut in the middle of the range it would be a mask of some of them."""
+    made = (LEFT > 0) + 2 * (RIGHT > 0).astype(np.uint8)
+    write(tmp_path, "m.png", np.array(labels, np.uint8)[made])
+    with pytest.raises(Rejected, match=rf"areas of the value {labels[1]} .*--structures NAME=V"):
+        read_mask(tmp_path / "m.png")
+
+
+def test_soft_edges_and_jpegs_are_binary_masks(tmp_path):
+    inside = np.hypot(*np.mgrid[-150:150, -150:150]) < 90
+    plain = Image.fromarray(np.uint8(255) * inside)
+    for name, picture, options in (
+        ("small.png", plain.resize((80, 80)), {}),
+        ("large.png", plain.resize((50, 50)).resize((300, 300)), {}),
+        ("good.jpg", plain, {"quality": 95}),
+        ("poor.jpg", plain, {"quality": 5}),
+    ):
+        picture.save(tmp_path / name, **options)
+        found = np.asarray(Image.fromarray(read_mask(tmp_path / name)).resize((300, 300), 0))
+        assert (found != inside).mean() < 0.02, name
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [
+        (np.stack([HEART * 0 + 255, HEART], -1), "transparent pixels"),
+        (HEART / np.float32(300), "in floating point"),
+        (HEART.astype(np.int32) - 1, "the value -1"),
+        (HEART.astype(np.int32) * 1000, "the value 255000"),
+    ],
+)
+def test_masks_that_leave_open_what_they_show(tmp_path, pixels, said):
+    """Each was read without a word: as the whole image, as nothing, as unknown."""
+    write(tmp_path, "m.tif", pixels)
+    with pytest.raises(Rejected, match=said) as error:
+        read_mask(tmp_path / "m.tif")
+    assert "\n" not in str(error.value)
+
+
+def test_a_mask_of_several_pages_is_refused(tmp_path):
+    pages = [Image.fromarray(mask) for mask in (LEFT, RIGHT)]
+    pages[0].save(tmp_path / "m.tif", save_all=True, append_images=pages[1:])
+    for read in (read_mask, lambda file: read_indexed(file, (255,))):
+        with pytest.raises(Rejected, match="its mask has 2 pages"):
+            read(tmp_path / "m.tif")
+
+
+def test_a_mask_without_an_orientation_is_of_the_upright_image(folder):
+    """Exif says that the image stands on its head; its mask, which says nothing, is not turned."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    ramp = np.asarray(Image.open(folder / "a.png"))
+    write(folder, "turned.png", ramp[::-1, ::-1].copy(), exif=exif)
+    store = prepared(folder, "path,mask_path\nturned.png,l.png\n")
+    assert (np.diff(store.images([0])[0].ravel().astype(int)) > 0).all()
+    np.testing.assert_array_equal(store.masks([0])[0], LEFT > 0)

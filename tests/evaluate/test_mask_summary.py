@@ -1,5 +1,7 @@
 """Figures of masks: over images, structures and patients; empty and unknown masks."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -134,3 +136,9 @@ def test_a_histogram_of_perfect_masks_is_drawn():
     (picture,) = mask_pages.dice_histograms(np.ones((3, 1)), ("lung",))
     assert picture.svg.startswith("<svg")
     assert "median 1.000" in picture.alt
+
+
+def test_images_are_counted_in_whole_numbers():
+    (picture,) = mask_pages.dice_histograms(np.array([[0.91], [0.99]]), ("lung",))
+    ticks = re.findall(r">([0-9.]+)</text>", picture.svg)
+    assert [tick for tick in ticks if not tick.startswith(("0.9", "1.0"))] == ["0", "1"]

@@ -23,6 +23,19 @@ SIDE = 64
 COMPUTE = Compute(4, torch.device("cpu"), "fp32")
 
 
+class Halves(nn.Module):
+    """As a model of left and right lung answers: the patient's right is on the image's left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = SimpleNamespace(image_px=(SIDE, SIDE), channels=1, patch_px=16)
+
+    def forward(self, images):
+        bright = 60 * (images - 0.5)
+        left_half = torch.linspace(30, -30, SIDE).expand_as(images)
+        return torch.cat([-bright, bright - left_half, bright + left_half], 1)
+
+
 class Levels(nn.Module):
     """Class k is where the grey level is near k of K + 1 steps from black to white."""
 
@@ -39,20 +52,31 @@ class Levels(nn.Module):
 def drawing(tmp_path: Path, monkeypatch) -> Callable[..., Path]:
     """``drawing("lung", ...)``: a model that finds structures by their grey level."""
 
-    def make(*structures: str, fit: str = "pad") -> Path:
+    def make(*structures: str, fit: str = "pad", model: nn.Module | None = None) -> Path:
         folder = tmp_path / "drawing"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for name in ("config.json", "head.safetensors"):
             (folder / name).write_bytes(" ".join(structures).encode())
         config = {"preprocess": Preprocess(size_px=SIDE, fit=fit).to_dict()}
-        model = Levels(1 + len(structures))
         trained = TrainedModel(
-            model, "segment", structures, False, Normalisation(0.0, 1.0), config, folder
+            model or Levels(1 + len(structures)),
+            "segment",
+            structures,
+            False,
+            Normalisation(0.0, 1.0),
+            config,
+            folder,
         )
         monkeypatch.setattr(module, "load_trained", lambda path, device: trained)
         return folder
 
     return make
+
+
+@pytest.fixture
+def halves() -> nn.Module:
+    """`Halves`."""
+    return Halves()
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ import logging
 import re
 import shutil
 import subprocess
+import warnings
 
 import highdicom
 import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.sr.codedict import codes
 
 from spcxr.data.phantom_dicom import save, to_dataset
 from spcxr.data.phantom_draw import draw
@@ -80,6 +82,22 @@ def test_it_refers_to_its_image_and_says_what_it_shows(drawing, compute, tmp_pat
     ]
 
 
+def test_a_side_is_a_modifier_of_the_lung(drawing, compute, tmp_path):
+    """As PS3.16 has it: CID 7151 lists no left lung, CID 244 the sides."""
+    _, seg, _ = made(drawing("Left lung", "right lung"), source_of(tmp_path), compute, tmp_path)
+    segments = pydicom.dcmread(seg).SegmentSequence
+    for segment, side in zip(segments, [codes.SCT.Left, codes.SCT.Right], strict=True):
+        (category,), (kind,) = (
+            segment.SegmentedPropertyCategoryCodeSequence,
+            segment.SegmentedPropertyTypeCodeSequence,
+        )
+        (modifier,) = segment.SegmentedPropertyTypeModifierCodeSequence
+        assert category.CodeValue == codes.cid7150.AnatomicalStructure.value
+        assert kind.CodeValue == codes.cid7151.Lung.value
+        assert modifier.CodeValue == side.value
+        assert modifier.CodeMeaning == segment.SegmentLabel.split()[0].title()
+
+
 def test_it_is_valid(drawing, compute, tmp_path):
     file = source_of(tmp_path)
     _, seg, _ = made(drawing("right lung", "left lung", "heart"), file, compute, tmp_path)
@@ -128,6 +146,59 @@ def test_odd_values_are_not_copied_and_never_quoted(
     everything += " ".join(path.name for path in (tmp_path / "out").rglob("*"))
     assert not re.search("secret", everything, re.IGNORECASE)
     assert logging.getLogger("highdicom").level == logging.NOTSET
+
+
+def write(**values):
+    """A change of a dataset; pydicom warns of values that are none of DICOM's."""
+
+    def change(data):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name, value in values.items():
+                setattr(data, name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("StudyDate", "2020.01.02", ""),
+        ("StudyDate", "00000000", ""),
+        ("StudyDate", "20200102", "20200102"),
+        ("StudyTime", "12:33:44", ""),
+        ("StudyTime", "123344.1234567", ""),
+        ("StudyTime", "1233", "1233"),
+        ("PatientBirthDate", "UNKNOWN", ""),
+        ("PatientOrientation", ["X1", "??"], ""),
+        ("PatientOrientation", "L", ""),
+        ("LossyImageCompression", "", "00"),
+    ],
+)
+def test_values_that_are_none_of_dicoms_cost_no_mask(drawing, compute, tmp_path, name, value, kept):
+    file = source_of(tmp_path, write(**{name: value}))
+    row, seg, _ = made(drawing(*NAMES), file, compute, tmp_path)
+    assert row["status"] == "done"
+    assert (pydicom.dcmread(seg).get(name) or "") == kept
+    assert errors(seg) == []
+
+
+@pytest.mark.parametrize(
+    ("repertoire", "name"),
+    [
+        ("ISO_IR 100", "M\u00fcller^J\u00f6rg"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=\u5c71\u7530^\u592a\u90ce"),
+        ("ISO_IR 192", "Wang^XiaoDong=\u738b^\u5c0f\u4e1c"),
+    ],
+)
+def test_names_in_other_letters_are_the_same(drawing, compute, tmp_path, repertoire, name):
+    change = write(SpecificCharacterSet=repertoire, PatientName=name, StudyDescription=name[-2:])
+    row, seg, _ = made(drawing(*NAMES), source_of(tmp_path, change), compute, tmp_path)
+    read = pydicom.dcmread(seg)
+    assert row["status"] == "done"
+    assert (str(read.PatientName), read.StudyDescription) == (name, name[-2:])
+    assert read.SpecificCharacterSet == "ISO_IR 192"
+    assert errors(seg) == []
 
 
 @pytest.mark.parametrize("lacking", ["SeriesInstanceUID", "StudyInstanceUID"])

@@ -1,6 +1,7 @@
 """`spcxr segment` on files: geometry, what is refused, what is gone on with, what is kept quiet."""
 
 import csv
+import errno
 import gc
 import signal
 import weakref
@@ -77,6 +78,16 @@ def test_other_fits_come_back_too(drawing, png, lungs, compute, tmp_path, fit):
     if fit == "crop":
         assert not mask[:, :25].any()
         assert not mask[:, 115:].any()
+
+
+def test_lungs_that_the_crop_cuts_are_flagged(drawing, png, lungs, compute, tmp_path):
+    wide = np.pad(lungs(), ((0, 0), (0, 40)))  # the larger lung lies across the square's edge
+    file = png("a.png", wide)
+    segment_files(drawing("lung", fit="crop"), [file], tmp_path / "crop", Wanted(), compute)
+    segment_files(drawing("lung"), [file], tmp_path / "pad", Wanted(), compute)
+    said = "lung touches the border of the image"
+    assert said in rows(tmp_path / "crop")[0]["flags"]
+    assert said not in rows(tmp_path / "pad")[0]["flags"]
 
 
 def test_an_exif_rotated_picture_is_segmented_as_it_is_shown(
@@ -238,14 +249,21 @@ def test_other_settings_are_refused(drawing, png, compute, tmp_path):
         segment_files(model, [file], tmp_path / "out", Wanted(post="none"), compute)
 
 
-def test_files_of_one_name_do_not_overwrite_each_other(drawing, png, compute, tmp_path):
-    first, second = png("x/a.png"), png("y/a.png")
-    model, out = drawing("lung"), tmp_path / "out"
-    segment_files(model, [first], out, Wanted(overlay=False), compute)
-    segment_files(model, [second], out, Wanted(overlay=False), compute)
-    assert [row["name"] for row in rows(out)] == ["a", "a-2"]
-    assert len(list((out / "masks").iterdir())) == 2
-    assert not (out / "overlays").exists()
+def test_a_full_disk_is_named(drawing, png, compute, tmp_path, monkeypatch):
+    def full(mask, file):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write says it
+
+    monkeypatch.setattr(module.pictures, "save_mask", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        segment_files(drawing("lung"), [png("a.png")], tmp_path / "out", Wanted(), compute)
+    assert caught.value.filename == str(tmp_path / "out")
+
+
+def test_masks_of_many_structures(tmp_path):
+    mask = np.arange(255, dtype=np.uint8)[None]
+    for most in (1, 8, 16, 254):
+        module.pictures.save_mask(mask[:, : most + 1], tmp_path / "m.png")
+        np.testing.assert_array_equal(Image.open(tmp_path / "m.png"), mask[:, : most + 1])
 
 
 def test_memory_does_not_grow_with_the_number_of_files(

@@ -13,7 +13,7 @@ needs_compiler = pytest.mark.skipif(compiler is None, reason="no C++ compiler on
 
 def run(*command, **settings) -> str:
     done = subprocess.run(
-        [str(c) for c in command], capture_output=True, text=True, timeout=600, **settings
+        [str(c) for c in command], capture_output=True, text=True, timeout=1200, **settings
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

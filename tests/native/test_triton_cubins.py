@@ -120,7 +120,7 @@ def compiled(request, tmp_path_factory):
         capture_output=True,
         text=True,
         env=environment,
-        timeout=300,
+        timeout=900,
     )
     assert run.returncode == 0, run.stderr
     return f"sm_{request.param}", json.loads(run.stdout)

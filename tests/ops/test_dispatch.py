@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spcxr.ops import dispatch
+from spcxr.ops.checks import constant_when_traced
 from spcxr.ops.group_mask import group_mask
 
 IDS = torch.arange(3)
@@ -82,3 +83,15 @@ def test_build_info_tells_what_was_built():
     assert info["torch"][0].isdigit()
     if shutil.which("nvcc") is None and info["nvcc"] == "none":
         assert "nvcc" in info["cuda"] or "OFF" in info["cuda"]
+
+
+def test_the_mark_for_dynamo_is_the_one_that_torch_sets():
+    """Ours is set by hand, since torch's decorator imports Dynamo."""
+
+    def ours():
+        return 1
+
+    def torchs():
+        return 1
+
+    assert vars(constant_when_traced(ours)) == vars(torch.compiler.assume_constant_result(torchs))

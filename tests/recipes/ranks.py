@@ -51,7 +51,7 @@ def launch(command, *, ranks=1, slurm=False):
     return made
 
 
-def end(processes, code=0, limit_s=120):
+def end(processes, code=0, limit_s=240):
     """What they said, once all have ended with this code."""
     said = [process.communicate(timeout=limit_s)[1] for process in processes]
     assert [process.returncode for process in processes] == [code] * len(processes), said

@@ -66,7 +66,7 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(make_store, tiny
     store = make_store(one_label, count=65, splits=SPLITS)
     end(start(store, tiny_init, tmp_path / "whole", ranks=1, epochs=40))
     processes = start(store, tiny_init, tmp_path / "run", epochs=40)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not (tmp_path / "run" / "checkpoints" / "last").exists():
         assert time.monotonic() < until
         time.sleep(0.01)

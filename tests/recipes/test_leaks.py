@@ -72,6 +72,17 @@ def test_the_patients_of_the_init_are_the_models_too(tmp_path, init):
     assert find_leaks(first, sets[1], rows).rows == 0
 
 
+@pytest.mark.parametrize("place", ["finder", "lungs"])
+def test_the_patients_of_a_model_within_are_the_models_too(tmp_path, place):
+    """The one that finds the lungs knows the patients it learned to find them in."""
+    sets = [make(tmp_path / n, [f"{n}-{i}" for i in range(4)], seed=k) for k, n in enumerate("abc")]
+    rows, none, model = every(sets[0]), np.zeros(0, np.int64), tmp_path / "model"
+    (model / place).mkdir(parents=True)
+    write_trained_on(model, sets[0], rows, none)
+    write_trained_on(model / place, sets[1], rows, none)
+    assert [find_leaks(model, store, rows).patients for store in sets] == [4, 4, 0]
+
+
 @pytest.mark.parametrize("ids", [range(1, 13), [f"patient{i:05d}" for i in range(1, 13)]])
 def test_mere_numbers_tell_within_one_folder_only(tmp_path, ids):
     ids = [str(i) for i in ids]

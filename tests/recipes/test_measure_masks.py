@@ -114,6 +114,27 @@ def predicted_by(folder, store):
     return np.concatenate([found for _, found in batches])
 
 
+class Whole:
+    """A framing that never finds a lung."""
+
+    image_px, missed = (16, 16), 0
+
+    def __call__(self, look, images):
+        self.missed += len(images)
+        return look(images)
+
+
+def test_images_read_whole_are_one_line_of_an_evaluation(work, store, capsys):
+    segmenter(work / "whole", NAMES)
+    trained = load_trained(work / "whole")
+    trained.model.framing = Whole()
+    test_set = TestSet("films: test", "films", store, np.arange(COUNT))
+    found = predict(trained, test_set, SETTINGS)  # in batches of 16
+    judge(trained, test_set, found, SETTINGS)
+    said = [line for line in capsys.readouterr().err.splitlines() if "no lung" in line]
+    assert said == [f"films: test: no lung found in {COUNT} of {COUNT} images: read whole"]
+
+
 @pytest.mark.filterwarnings("ignore")  # MONAI warns of empty masks and of its next version
 def test_cells_equal_monai(work, store, evaluated):
     rows, _, _ = evaluated

@@ -84,7 +84,7 @@ def bare_objective():
     return build_gmml(vit.build_vit("vit_tiny", image_px=32, patch_px=8))
 
 
-def wait_for(path, process, limit_s=60):
+def wait_for(path, process, limit_s=180):
     end = time.monotonic() + limit_s
     while not path.exists():
         assert process.poll() is None, process.communicate()
@@ -97,7 +97,7 @@ def test_sigterm_saves_and_says_how_to_go_on(store, tmp_path, monkeypatch):
     process = spawn(store, out, **LONG)
     wait_for(out / "checkpoints" / "last", process)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert process.returncode == 130
     line = said.strip().splitlines()[-1]
     assert line.startswith("error: ")
@@ -139,7 +139,7 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(store, tmp_pa
             break
         time.sleep(rng.uniform(0.0, 0.6))
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
         last = tmp_path / "a" / "checkpoints" / "last"
         if last.exists():
             position = load_checkpoint(last, model=bare_objective())

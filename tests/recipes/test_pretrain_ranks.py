@@ -64,7 +64,7 @@ def figures(folder, kind="train"):
     return [r["loss"] for r in read_records(folder) if r["kind"] == kind]
 
 
-def wait_for(path, processes, limit_s=60, written=False):
+def wait_for(path, processes, limit_s=180, written=False):
     until = time.monotonic() + limit_s
     while not path.exists() or (written and not path.stat().st_size):
         assert all(p.poll() is None for p in processes), [p.communicate() for p in processes]
@@ -127,7 +127,7 @@ def test_going_on_with_another_number_of_processes(store, one, tmp_path, before,
     first = start(store, out, ranks=before[0], parallel=before[1])
     wait_for(out / "metrics.jsonl", first, written=True)
     first[-1].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=120)[1] for process in first]
+    said = [process.communicate(timeout=240)[1] for process in first]
     assert {process.returncode for process in first} == {130}, said
     block = json.loads((out / "checkpoints" / "last" / "checkpoint.json").read_text())
     assert 0 < block["position"]["step"] < 10
@@ -180,7 +180,7 @@ def test_ranks_that_find_different_checkpoints_are_refused(store, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[__name__], "CODE", apart + CODE)
         processes = start(store, tmp_path / "a", ranks=2)
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    said = [process.communicate(timeout=240)[1] for process in processes]
     assert all("rank 1 finds another checkpoint there than rank 0" in text for text in said)
     assert all(process.returncode for process in processes)
 
@@ -191,20 +191,20 @@ def test_a_rank_that_dies_ends_the_others_by_name(store, tmp_path, dead):
     wait_for(tmp_path / "a" / "checkpoints" / "last", processes)
     processes[dead].kill()
     began = time.monotonic()
-    _, said = processes[1 - dead].communicate(timeout=60)
+    _, said = processes[1 - dead].communicate(timeout=180)
     assert time.monotonic() - began < 35, said
     assert processes[1 - dead].returncode == 1
     line = said.strip().splitlines()[-1]
     assert line.startswith(f"error: rank {dead}"), said
     assert "goes on from the last checkpoint" in line
-    processes[dead].communicate(timeout=60)
+    processes[dead].communicate(timeout=180)
 
 
 def test_an_error_of_one_rank_ends_the_others_with_its_words(store, tmp_path):
     processes = start(store, tmp_path / "a", ranks=2, first=BROKEN)
-    _, own = processes[1].communicate(timeout=60)
+    _, own = processes[1].communicate(timeout=180)
     began = time.monotonic()
-    _, other = processes[0].communicate(timeout=60)
+    _, other = processes[0].communicate(timeout=180)
     assert time.monotonic() - began < 15, other
     assert "RuntimeError: a bug of its own" in own
     assert "rank 1 failed: a bug of its own" in other.strip().splitlines()[-1]
@@ -213,5 +213,5 @@ def test_an_error_of_one_rank_ends_the_others_with_its_words(store, tmp_path):
 def test_what_rank_0_refuses_all_refuse(store, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").write_text("")
-    said = end(start(store, tmp_path / "a", ranks=2), code=2, limit_s=60)
+    said = end(start(store, tmp_path / "a", ranks=2), code=2, limit_s=180)
     assert all("holds 'thesis.tex' and no run" in text for text in said)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.losses import DiceFocalLoss
+from PIL import Image
 from torch.nn.functional import one_hot
 
 from spcxr.config import ConfigError
@@ -15,12 +16,13 @@ from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
 from spcxr.data.store import StoreWriter
 from spcxr.errors import SpcxrError
+from spcxr.evaluate.overlays import CAPTION_PX, GAP_PX, structure_colours
 from spcxr.infer.predict import load_trained, predict_masks
 from spcxr.models.decoder import build_decoder
 from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import load_model_folder
 from spcxr.recipes.mask_losses import dice_and_ce, dice_and_focal, over_scales
-from spcxr.recipes.segment import SegmentConfig, choose_cohort, run
+from spcxr.recipes.segment import Segmentation, SegmentConfig, choose_cohort, run
 from spcxr.train.device import Compute
 from spcxr.train.journal import read_records
 
@@ -166,6 +168,9 @@ def test_two_structures_are_learned(kind, two_lungs, tiny_init, tmp_path):
             dice = 2 * (mask & true).sum() / (mask.sum() + true.sum())
             assert float(table[f"{row}.png"][f"dice_{name}"]) == pytest.approx(dice, abs=1e-5)
         assert len(figures(folder, f"dice {name}")) == settings["epochs"]
+    with Image.open(folder / "samples" / "overlays.png") as picture:
+        legend = picture.getpixel((GAP_PX + 2, picture.height - CAPTION_PX // 2))
+        assert legend == structure_colours(2)[0]
     encoder = torch.cat([p.flatten() for p in trained.model.encoder.parameters()])
     begun = torch.cat([p.flatten() for p in load_model_folder(tiny_init).encoder.parameters()])
     assert torch.equal(encoder, begun) == ("freeze" in settings)
@@ -213,6 +218,24 @@ def test_a_structure_that_no_mask_shows_is_named(two_lungs, tiny_init, tmp_path)
     store = type(two_lungs).open(other)
     with pytest.raises(SpcxrError, match="no heart in any mask of the training rows"):
         run(config(store, tiny_init, tmp_path / "run"))
+
+
+def test_a_structure_that_no_test_mask_shows_is_left_out(
+    two_lungs, tiny_init, tmp_path, monkeypatch
+):
+    """Nor is it found in any test row: there is nothing to measure, and the run is whole."""
+    real, test = Segmentation.measure, two_lungs.manifest.rows("test")
+
+    def without(task, model, rows):
+        dice, iou = real(task, model, rows)
+        dice[np.isin(rows, test), 1] = iou[np.isin(rows, test), 1] = np.nan
+        return dice, iou
+
+    monkeypatch.setattr(Segmentation, "measure", without)
+    folder = run(config(two_lungs, tiny_init, tmp_path / "run"))
+    facts = json.loads((folder / "metrics.json").read_text())
+    assert list(facts["validation"]) == list(NAMES)
+    assert list(facts["test"]) == ["left lung"]
 
 
 def test_settings_that_contradict_each_other(two_lungs, tiny_init, tmp_path):
