@@ -13,6 +13,7 @@ from spcxr import __version__
 from spcxr.cli.options import one_line_when_stopped, recipe_options, with_exit_code
 from spcxr.cli.use_embed import embed
 from spcxr.cli.use_explain import explain
+from spcxr.cli.use_export import export
 from spcxr.cli.use_predict import predict
 from spcxr.cli.use_segment import segment
 
@@ -97,7 +98,7 @@ def use() -> None:
     """Use what was trained: labels, masks and features of radiographs."""
 
 
-for command in (predict, segment, embed, explain):
+for command in (predict, segment, embed, explain, export):
     use.add_command(command)
 
 

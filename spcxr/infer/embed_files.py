@@ -6,6 +6,8 @@ hundred thousand files need no more memory than a thousand, and a stopped comman
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,22 +16,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from spcxr.data.presets import Preprocess
 from spcxr.errors import SpcxrError
 from spcxr.infer import result_files
+from spcxr.infer.encoder import load_encoder
 from spcxr.infer.header_ids import IDS, header_ids
 from spcxr.infer.input_range import unlike_training
 from spcxr.infer.inputs import Input
-from spcxr.infer.predict import Normalisation, network_input
+from spcxr.infer.normalise import Normalisation
 from spcxr.infer.reading import Ready, Refused, read_prepared
 from spcxr.infer.result_parts import Parts, join_parts, open_parts
 from spcxr.infer.result_table import Counts, Row
 from spcxr.infer.stream import Work, refuse_nothing, version_of, work_through, writing_to
-from spcxr.models.fast import for_inference
-from spcxr.models.weights import load_model_folder
 from spcxr.train.device import Compute
 
 TOKENS = {"cls": ("cls",), "patch": ("patches",), "both": ("cls", "patches")}
@@ -57,33 +57,30 @@ class Embedder:
 
 
 def open_embedder(model: str | Path, compute: Compute) -> Embedder:
-    """The encoder of a run or a model folder.
+    """The encoder of a run, a model folder, or weights of another library (`load_encoder`).
 
     Raises
     ------
     SpcxrError
         no such model.
     """
-    loaded = load_model_folder(model)
-    dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-    encoder = for_inference(loaded.encoder.to(compute.device), dtype)
-    numbers = loaded.config["pretrained_cfg"]
-    normalisation = Normalisation(numbers["mean"][0], numbers["std"][0])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        encoder = load_encoder(model, compute.device, compute.precision)
+    for one in said:  # what was assumed, a line each
+        print(f"warning: {one.message}", file=sys.stderr)
 
-    @torch.inference_mode()
     def encode(squares: NDArray[Any]) -> tuple[Matrix, Matrix]:
-        images = network_input(squares, encoder.image_px, normalisation, compute.device)
-        images = images.expand(-1, encoder.channels, -1, -1)
-        tokens = encoder.forward_features(images.to(dtype)).float().cpu().numpy()
-        return tokens[:, 0], tokens[:, 1:].reshape(len(tokens), *encoder.grid, -1)
+        found = encoder.encode(squares)
+        return found.cls.cpu().numpy(), found.patches.cpu().numpy()
 
     return Embedder(
         encode,
-        Preprocess.from_dict(loaded.config["preprocess"]),
-        normalisation,
-        encoder.grid,
-        encoder.width,
-        version_of(loaded.folder),
+        encoder.preprocess,
+        Normalisation(float(encoder.mean.mean()), float(encoder.std.mean())),
+        encoder.vit.grid,
+        encoder.vit.width,
+        version_of(Path(model)),
     )
 
 

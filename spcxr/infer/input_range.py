@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spcxr.infer.predict import Normalisation
+from spcxr.infer.normalise import Normalisation
 
 UNLIKE = "grey levels unlike those of the training images"  # how such a note begins
 # Ours: images of one site scatter by half of that; an image read wrongly lies beyond.
