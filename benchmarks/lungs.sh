@@ -5,7 +5,7 @@
 set -euo pipefail
 data=$1 out=$2 pretrained=${3:-}
 bin=$(cd "$(dirname "$0")/.." && pwd)/.venv/bin
-px=${PX:-128}
+px=${PX:-96}
 mkdir -p "$out/manifests"
 
 # Sources define lungs differently, so one at a time: children (v7labs), adults as radiologists drew them (general_blockchain).
@@ -30,29 +30,17 @@ if [ -z "$pretrained" ]; then
   "$bin/spcxr-train" pretrain --data "$out/unlabeled" --out "$pretrained" --model vit_tiny --image-px "$px" --epochs "${EPOCHS:-30}" --batch-size 32
 fi
 
-segment() { "$bin/spcxr-train" segment --image-px "$px" --batch-size 16 "$@"; }
+segment() { "$bin/spcxr-train" segment --image-px "$px" --batch-size 16 --base-channels 8 "$@"; }
 evaluate() { [ -e "$out/$1/report.html" ] || "$bin/spcxr-train" evaluate "${@:2}" --out "$out/$1"; }
 scratch="--init scratch --model vit_tiny"
 for who in children adults; do
-  segment --data "$out/$who" --init "$pretrained" --out "$out/$who-pretrained" --epochs 30
-  segment --data "$out/$who" $scratch --out "$out/$who-scratch" --epochs 30
+  segment --data "$out/$who" --init "$pretrained" --out "$out/$who-pretrained" --epochs 20
+  segment --data "$out/$who" $scratch --out "$out/$who-scratch" --epochs 20
   evaluate "report-$who" "$out/$who-pretrained" --data "$out/$who" --against "$out/$who-scratch"
 done
 
-# Few labels, the same number of steps for each: three draws of 25 and of 10 children.
-curve=() flat=()
-for labels in 10 25; do
-  few="--data $out/children --labels $labels --seeds 3 --epochs $((2500 / labels))"
-  segment $few --init "$pretrained" --out "$out/children-pretrained-$labels"
-  segment $few $scratch --out "$out/children-scratch-$labels"
-  curve+=("$out/children-pretrained-$labels") flat+=("$out/children-scratch-$labels")
-done
-join() { local IFS=,; echo "$*"; }
-"$bin/python" "$(dirname "$0")/label_curve.py" "$out/curve.html" \
-  "pretrained=$(join "${curve[@]}" "$out/children-pretrained")" "from scratch=$(join "${flat[@]}" "$out/children-scratch")"
-
 # Tiny Lungs' two stages: the lungs are found first, and segmented in their box alone.
-segment --data "$out/children" --init "$pretrained" --crop-from "$out/children-pretrained" --out "$out/children-two-stages" --epochs 30
+segment --data "$out/children" --init "$pretrained" --crop-from "$out/children-pretrained" --out "$out/children-two-stages" --epochs 20
 evaluate report-two-stages "$out/children-two-stages" --data "$out/children" --against "$out/children-pretrained"
 
 # Use: real DICOM files, and drawn ones; each SEG is opened by dciodvfy where it is installed, and by pydicom.
@@ -70,3 +58,15 @@ found = pydicom.dcmread(sys.argv[1]); lungs = found.pixel_array
 print(sys.argv[1], lungs.shape, f'{lungs.mean():.3f} of the pixels')" "$seg"
   if command -v dciodvfy > /dev/null; then ! dciodvfy "$seg" 2>&1 | grep ^Error; fi
 done
+
+# Few labels: three draws of 10 and of 25 children, the same number of steps for both starts, beside all labels.
+curve=() flat=()
+for labels in 10 25; do
+  few="--data $out/children --labels $labels --seeds 3 --epochs $((1000 / labels))"
+  segment $few --init "$pretrained" --out "$out/children-pretrained-$labels"
+  segment $few $scratch --out "$out/children-scratch-$labels"
+  curve+=("$out/children-pretrained-$labels") flat+=("$out/children-scratch-$labels")
+done
+join() { local IFS=,; echo "$*"; }
+"$bin/python" "$(dirname "$0")/label_curve.py" "$out/curve.html" \
+  "pretrained=$(join "${curve[@]}" "$out/children-pretrained")" "from scratch=$(join "${flat[@]}" "$out/children-scratch")"
