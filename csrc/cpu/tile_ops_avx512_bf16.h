@@ -1,5 +1,6 @@
 // Products of tiles in AVX-512 registers (VDPBF16PS): eight rows by 32 columns of sums, 16
-// registers, which ten loads feed for each pair.
+// registers, which ten loads feed for each pair. On a Zen 4 this is one instruction a cycle, all
+// that there is; torch's own products (oneDNN) come to 85-95 % of it.
 #pragma once
 
 #include <immintrin.h>
@@ -19,9 +20,12 @@ inline Floats add_products(Floats sum, Words a, Words b) {
   return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
 
-constexpr int kHigh = 8;
+// The encoder's rows go through its layers so many at a time: weights that come from the outer cache
+// suffice for these products.
+constexpr int32_t kStrip = 32;
 
-[[gnu::noinline]] inline void multiply_rows(int32_t steps, Left a, Right b, Sums c, bool add) {
+template <int kHigh>
+[[gnu::noinline]] void multiply_rows(int32_t steps, Left a, Right b, Sums c, bool add) {
   Floats sums[kHigh][2];
 #pragma GCC unroll 8
   for (int r = 0; r < kHigh; ++r) {
@@ -48,10 +52,16 @@ constexpr int kHigh = 8;
   }
 }
 
+// Eight rows at a time, the rest in what is just enough for them.
+template <int kHigh = 8>
 inline void multiply(int32_t rows, int32_t steps, Left a, Right b, Sums c, bool add) {
-  for (int32_t r = 0; r < rows; r += kHigh) {
-    multiply_rows(steps, Left{a.at + r * a.pitch, a.pitch}, b, Sums{c.at + r * c.pitch, c.pitch},
-                  add);
+  for (; rows >= kHigh; rows -= kHigh) {
+    multiply_rows<kHigh>(steps, a, b, c, add);
+    a.at += kHigh * a.pitch;
+    c.at += kHigh * c.pitch;
+  }
+  if constexpr (kHigh > 1) {
+    if (rows > 0) multiply<kHigh - 1>(rows, steps, a, b, c, add);
   }
 }
 
