@@ -29,14 +29,18 @@ from spcxr.ops.checks import constant_when_traced
 log = logging.getLogger(__name__)
 
 BACKENDS = ("native", "triton", "reference")  # in the order `auto` tries them
-# Verb -> the module of its Triton twin, spcxr.kernels.<module>.
-VERBS = {
+# Verb -> the module of its Triton twin, spcxr.kernels.<module>; None: it has none.
+VERBS: dict[str, str | None] = {
     "group_mask": "group_mask",
     "masked_patch_gather": "masked_patch_gather",
     "visible_patch_gather": "masked_patch_gather",
     "masked_reconstruction_loss": "masked_reconstruction_loss",
     "masked_attention": "masked_attention",
+    "norm_linear": None,
+    "residual_mlp": None,
 }
+# Kernels for CPUs that multiply bfloat16 alone: elsewhere torch's own layers are the faster ones.
+OF_BFLOAT16 = ("norm_linear", "residual_mlp")
 # What `auto` leaves to torch although the kernels are there (`masked_attention.handed_over`).
 HANDED_OVER = {
     "masked_attention": "on CUDA it hands over to torch's SDPA: float32, head dims other than 32, "
@@ -77,6 +81,17 @@ def native() -> Native:
     account = ctypes.CDLL(str(LIBRARY)).spcxr_build_info
     account.restype = ctypes.c_char_p
     return Native(json.loads(account()), None)
+
+
+@functools.cache
+def encoder_isa() -> str | None:
+    """The instruction set that serves the verbs `OF_BFLOAT16` on this CPU; None: nothing does."""
+    if native().reason is not None:
+        return None
+    account = ctypes.CDLL(str(LIBRARY)).spcxr_encoder_isa
+    account.restype = ctypes.c_char_p
+    name: bytes | None = account()
+    return None if name is None else name.decode()
 
 
 def register_fake(verb: str, fake: Callable[..., Any]) -> None:
@@ -123,12 +138,14 @@ def unavailable(verb: str, backend: str, device: str) -> str | None:
             f"no backend {backend!r} of {verb!r}; choose auto or: {', '.join(BACKENDS)}"
         )
     if backend == "native":
-        return _native_reason(device)
-    return _triton_reason(device) if backend == "triton" else None
+        return _native_reason(verb, device)
+    return _triton_reason(verb, device) if backend == "triton" else None
 
 
-def _native_reason(device: str) -> str | None:
+def _native_reason(verb: str, device: str) -> str | None:
     made, reason = native()
+    if reason is None and verb in OF_BFLOAT16 and (device != "cpu" or encoder_isa() is None):
+        return "made for CPUs with products of bfloat16 (AMX, AVX-512-BF16)"
     if reason is not None or device == "cpu":
         return reason
     if device != "cuda":
@@ -136,7 +153,9 @@ def _native_reason(device: str) -> str | None:
     return None if made["cuda"].startswith("sm_") else f"built without CUDA ({made['cuda']})"
 
 
-def _triton_reason(device: str) -> str | None:
+def _triton_reason(verb: str, device: str) -> str | None:
+    if VERBS[verb] is None:
+        return "no Triton twin of it"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     if importlib.util.find_spec("spcxr.kernels") is None:
@@ -230,9 +249,17 @@ def report() -> list[dict[str, Any]]:
             row = {"verb": verb, "backend": backend, "available": reason is None}
             row["used"] = backend == used
             why = f"first that can serve on {device}" if backend == used else f"{used} comes first"
-            more = f"; {HANDED_OVER[verb]}" if backend == "native" and verb in HANDED_OVER else ""
-            rows.append(row | {"reason": reason or why + more})
+            rows.append(row | {"reason": reason or why + _more(verb, backend)})
     return rows
+
+
+def _more(verb: str, backend: str) -> str:
+    """What a reason says besides of a native verb."""
+    if backend != "native":
+        return ""
+    if verb in OF_BFLOAT16:
+        return f"; in products of {encoder_isa()}"
+    return f"; {HANDED_OVER[verb]}" if verb in HANDED_OVER else ""
 
 
 def build_info() -> dict[str, str]:
