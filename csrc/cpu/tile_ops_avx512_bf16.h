@@ -52,16 +52,16 @@ template <int kHigh>
   }
 }
 
-// Eight rows at a time, the rest in what is just enough for them.
+// Eight rows at a time, the rest in the fewest pairs that they fit.
 template <int kHigh = 8>
 inline void multiply(int32_t rows, int32_t steps, Left a, Right b, Sums c, bool add) {
-  for (; rows >= kHigh; rows -= kHigh) {
+  for (; rows > kHigh - 2; rows -= kHigh) {
     multiply_rows<kHigh>(steps, a, b, c, add);
     a.at += kHigh * a.pitch;
     c.at += kHigh * c.pitch;
   }
-  if constexpr (kHigh > 1) {
-    if (rows > 0) multiply<kHigh - 1>(rows, steps, a, b, c, add);
+  if constexpr (kHigh > 2) {
+    if (rows > 0) multiply<kHigh - 2>(rows, steps, a, b, c, add);
   }
 }
 
