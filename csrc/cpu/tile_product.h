@@ -1,7 +1,7 @@
 // Products of bfloat16 tiles. tile_ops_amx.h and tile_ops_avx512_bf16.h each define
 //   multiply(rows, steps, a, b, c, add): c [rows, 32] = (add ? c : 0) + a [rows, 32 * steps] x b,
-// rows in 1..32 and rounded up to what they work in, an even number up to 16 or 32; and TileUse, which lives
-// as long as a thread multiplies.
+// rows in 1..32 and rounded up to what they work in, an even number up to 16 or 32; and TileUse,
+// which lives as long as a thread multiplies; and kStrip, rows of the encoder's layers.
 #pragma once
 
 #include <cstdint>

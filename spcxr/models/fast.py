@@ -35,14 +35,19 @@ def for_inference(encoder: VisionTransformer, dtype: torch.dtype) -> VisionTrans
     >>> for_inference(encoder, torch.bfloat16)(torch.zeros(1, 1, 32, 32).bfloat16()).dtype
     torch.bfloat16
     """
-    made = copy.deepcopy(encoder).eval().requires_grad_(False).to(dtype)
+    made = copy.deepcopy(encoder).requires_grad_(False).to(dtype)
     made.blocks = nn.ModuleList(FastBlock(block) for block in made.blocks)
     made.__class__ = FastEncoder  # to build one anew would draw weights only to replace them
-    return made
+    return made.eval()
 
 
 class FastBlock(Block):
     """A block in use, with its weights tiled beside the plain ones, under timm's names."""
+
+    qkv_tiles: Tensor
+    proj_tiles: Tensor
+    fc1_tiles: Tensor
+    fc2_tiles: Tensor
 
     def __init__(self, block: Any) -> None:
         nn.Module.__init__(self)

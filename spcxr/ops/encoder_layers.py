@@ -8,7 +8,7 @@ residual stream within a call and LayerNorm's arithmetic are in float32. No grad
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -140,9 +140,7 @@ def residual_mlp(
             f"{layers.fc2.weight.shape[1] * 32}; give one shape and one hidden width"
         )
     call = dispatch.kernel("residual_mlp", backend, tokens.device.type, reference_residual_mlp)
-    made: Tensor = call(
-        tokens, attended, *layers.proj, *layers.norm, *layers.fc1, *layers.fc2
-    )
+    made: Tensor = call(tokens, attended, *layers.proj, *layers.norm, *layers.fc1, *layers.fc2)
     return made
 
 
@@ -184,7 +182,7 @@ def reference_norm_linear(
     return _apply(rows, weight, bias).bfloat16()
 
 
-def reference_residual_mlp(tokens: Tensor, attended: Tensor, *words: Tensor | float) -> Tensor:
+def reference_residual_mlp(tokens: Tensor, attended: Tensor, *words: Any) -> Tensor:
     """`residual_mlp` in plain torch; ``words`` are those of `BlockEnd`, one after the other."""
     proj, proj_bias, norm, norm_bias, eps, fc1, fc1_bias, fc2, fc2_bias = words
     stream = tokens.float() + _apply(attended, proj, proj_bias)
@@ -206,7 +204,7 @@ def _norm_linear_fake(
     return tokens.new_empty((*tokens.shape[:-1], bias.shape[0]))
 
 
-def _residual_mlp_fake(tokens: Tensor, *words: Tensor | float) -> Tensor:
+def _residual_mlp_fake(tokens: Tensor, *words: Any) -> Tensor:
     return tokens.new_empty(tokens.shape)
 
 
