@@ -133,10 +133,9 @@ def test_it_survives_copies():
     assert made.to(torch.float32)(images.float()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
-def test_compiles_and_exports(dtype):
+def test_compiles_and_exports():
     torch._dynamo.reset()
-    made, images = for_inference(tiny(), dtype), torch.randn(3, 1, 32, 48).to(dtype)
+    made, images = for_inference(tiny(), BFLOAT16), torch.randn(3, 1, 32, 48).to(BFLOAT16)
     with torch.no_grad():
         wanted = made(images)
         compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
@@ -169,7 +168,7 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def test_accuracy_on_phantoms():
-    drawn = [draw(i, label=label, size_px=224) for i in range(6) for label in ("normal", "covid")]
+    drawn = [draw(i, label=label, size_px=224) for i in range(4) for label in ("normal", "covid")]
     images = [torch.from_numpy(one.pixels[:224].astype("float32")) for one in drawn]
     check_accuracy(torch.stack([normalised(image)[None] for image in images]))
 
