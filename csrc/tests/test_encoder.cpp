@@ -90,7 +90,8 @@ struct Layer {
     std::vector<double> made(size_t(out), 0);
     for (int32_t n = 0; n < out; ++n) {
       for (int32_t k = 0; k < in; ++k) {
-        made[size_t(n)] += value_of(bits16(row[size_t(k)])) * value_of(plain.data()[int64_t{n} * in + k]);
+        const double weight = value_of(plain.data()[int64_t{n} * in + k]);
+        made[size_t(n)] += value_of(bits16(row[size_t(k)])) * weight;
       }
       made[size_t(n)] += value_of(bias.data()[n]);
     }

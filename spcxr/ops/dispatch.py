@@ -83,7 +83,6 @@ def native() -> Native:
     return Native(json.loads(account()), None)
 
 
-@functools.cache
 def encoder_isa() -> str | None:
     """The instruction set that serves the verbs `OF_BFLOAT16` on this CPU; None: nothing does."""
     if native().reason is not None:
