@@ -1,0 +1,201 @@
+"""Evidence on real chest X-rays: run every row of ``rows/``, measure it, write the document.
+
+    python benchmarks/evidence/run.py ../shared/data/open runs/evidence [--small] [--rows lungs,...]
+
+DATA holds ``*_manifest.csv`` (its README names the columns); nothing of it is copied into the
+project. What is finished is not done again, so a stopped study goes on where it was. Results are
+``benchmarks/results/evidence/ROW.json``, and from them docs/EVIDENCE.md's tables and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import measure  # noqa: E402  (after the path of its folder)
+import plan  # noqa: E402
+import record  # noqa: E402
+import stores  # noqa: E402
+import write  # noqa: E402
+
+from spcxr.data.store import Store  # noqa: E402
+from spcxr.errors import SpcxrError  # noqa: E402
+from spcxr.recipes.classify import ClassifyConfig  # noqa: E402
+from spcxr.recipes.cohort import choose_cohort, macro_auroc  # noqa: E402
+
+SIZE_PX = 128  # of the stores: 96 px of input and a margin
+DONE = "done.json"
+RESULTS = record.RESULTS / "evidence"
+START = "from spcxr.cli import train; train()"
+
+
+def main() -> None:
+    """Read the command line, run, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--small", action="store_true", help="a subset, under half an hour")
+    parser.add_argument("--rows", default="", help="only these, comma-separated")
+    parser.add_argument("--arms", default="", help="run only these, and measure later")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write-only", action="store_true", help="only the document, from results")
+    given = parser.parse_args()
+    if not given.write_only:
+        only = [[name for name in names.split(",") if name] for names in (given.rows, given.arms)]
+        study(given.data.resolve(), given.out.resolve(), given.results, given.small, *only)
+    print(write.write_document(given.results, write.DOCUMENT))
+
+
+def study(
+    data: Path, out: Path, results: Path, small: bool, named: list[str], arms: list[str]
+) -> None:
+    """Run and measure the rows in their order; with ``arms`` only run these."""
+    specs = yaml.safe_load((HERE / "stores.yaml").read_text())
+
+    def prepare(manifest: Path, store: Path) -> None:
+        words = ["prepare", str(manifest), "--root", str(data), "--out", str(store)]
+        spcxr_train([*words, "--size-px", str(SIZE_PX)])
+
+    checks = stores.make_stores(data, out, specs, prepare)
+    rows = plan.read_rows(HERE / "rows", small=small)
+    if strange := [name for name in named if name not in {row.name for row in rows}]:
+        raise SystemExit(f"no row {strange[0]!r}; there are {', '.join(row.name for row in rows)}")
+    for row in rows:
+        if named and row.name not in named:
+            continue
+        if arms:
+            run_arms(row, out, arms)
+        else:
+            found = run_row(row, out)
+            facts = {"small": small, "checks": checks["stores"].get(row.store)} | found
+            write_result(results / f"{row.name}.json", row, facts)
+    write_result(results / "checks.json", None, checks)
+
+
+def spcxr_train(words: Sequence[str]) -> None:
+    """One ``spcxr-train`` command; its own lines go to this terminal."""
+    print("spcxr-train", shlex.join(words), file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-c", START, *words], check=True)
+
+
+def run_job(job: plan.Job) -> dict[str, Any]:
+    """Run a command unless it is done; what it was, by which commit, and how long it took."""
+    marker = job.folder / DONE
+    if marker.is_file():
+        return dict(json.loads(marker.read_text()))
+    config = job.folder.with_name(f"{job.folder.name}.yaml")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(yaml.safe_dump(job.settings, sort_keys=False))
+    began = time.monotonic()
+    spcxr_train([job.command, "--config", str(config)])
+    facts = {
+        "command": f"spcxr-train {job.command}",
+        "settings": {k: v for k, v in job.settings.items() if k not in ("data", "out")},
+        "commit": record.commit(),
+        "device": record.device_name(),
+        "threads": os.environ.get("OMP_NUM_THREADS", str(record.CORES)),
+        "seconds": round(time.monotonic() - began),
+    }
+    marker.write_text(json.dumps(facts, indent=1))
+    return facts
+
+
+def run_arms(row: plan.Row, out: Path, arms: list[str]) -> None:
+    """The rates and jobs of these arms alone: such as scratch, while pretraining goes on."""
+    row = dataclasses.replace(
+        row, arms={arm: settings for arm, settings in row.arms.items() if arm in arms}
+    )
+    store = Store.open(out / "stores" / row.store)
+    for job in plan.jobs(row, out, choose_rates(row, out, store)[0]):
+        run_job(job)
+
+
+def run_row(row: plan.Row, out: Path) -> dict[str, Any]:
+    """Choose rates, run the jobs, measure them."""
+    store = Store.open(out / "stores" / row.store)
+    if row.command == "pretrain":
+        made = {job.arm: run_job(job) for job in plan.jobs(row, out)}
+        return {"runs": made, "curves": {arm: _curve(out / row.name / "all" / arm) for arm in made}}
+    rates, tried = choose_rates(row, out, store)
+    levels: dict[str, Any] = {}
+    runs: dict[str, Any] = {}
+    arms: dict[str, dict[str, list[measure.Measured]]] = {}
+    for job in plan.jobs(row, out, rates):
+        runs[f"{job.level}/{job.arm}"] = run_job(job)
+        arms.setdefault(job.level, {})[job.arm] = [
+            measure.measure_run(folder, store) for folder in job.seeds
+        ]
+    for level, found in arms.items():
+        if row.baseline:
+            found["thumbnails"] = _baselines(row, level, store)
+        pairs = [*row.differences, *([["pretrained", "thumbnails"]] if row.baseline else [])]
+        levels[level] = measure.compare_arms(found, pairs, row.metrics)
+    return {"runs": runs, "levels": levels, "rates": {"chosen": rates, "tried": tried}}
+
+
+def choose_rates(row: plan.Row, out: Path, store: Store) -> tuple[dict[str, float], Any]:
+    """The base rate of each arm that does best on validation rows, and all that was tried."""
+    tried: dict[str, dict[float, float]] = {}
+    for rate, job in plan.trials(row, out):
+        run_job(job)
+        (folder,) = job.seeds
+        found = measure.measure_run(folder, store, "val")
+        value = found.statistics[row.metrics[0]](1.0 + 0.0 * found.patients.astype(bool))
+        tried.setdefault(job.arm, {})[rate] = float(value)
+    chosen = {arm: max(rates, key=lambda r: rates[r]) for arm, rates in tried.items()}
+    return chosen, tried
+
+
+def _baselines(row: plan.Row, level: str, store: Store) -> list[measure.Measured]:
+    """Thumbnails, on the rows of each seed of the level."""
+    own = {"label_fraction", "labels_per_class"} & set(row.levels[level])
+    chosen = {name: row.levels[level][name] for name in own}
+    made = []
+    for seed in range(row.settings.get("seeds", 1) if own else 1):
+        config = ClassifyConfig(data="-", init="-", out="-", seed=seed, **chosen)
+        cohort = choose_cohort(config, store)
+        made.append(measure.thumbnail_baseline(store, cohort, macro_auroc))
+    return made
+
+
+def _curve(folder: Path) -> list[list[float]]:
+    """(epoch, mean training loss) of a pretraining run."""
+    losses: dict[int, list[float]] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        facts = json.loads(line)
+        if facts.get("kind") == "train":
+            losses.setdefault(facts["epoch"], []).append(facts["loss"])
+    return [[epoch, sum(some) / len(some)] for epoch, some in sorted(losses.items())]
+
+
+def write_result(file: Path, row: plan.Row | None, facts: dict[str, Any]) -> None:
+    """One JSON file: the row as it stands in its file, and what was found; figures to 5 digits."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    said = {} if row is None else {"title": row.title, "order": row.order, "name": row.name,
+                                   "command": row.command, "differences": row.differences,
+                                   "metrics": row.metrics}  # fmt: skip
+    kept = json.loads(
+        json.dumps(said | facts), parse_float=lambda text: float(f"{float(text):.5g}")
+    )
+    file.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (SpcxrError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")
