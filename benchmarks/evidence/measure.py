@@ -171,7 +171,9 @@ def thumbnails(store: Store, rows: Array) -> Array:
     return images.mean((2, 4)).reshape(len(rows), -1)
 
 
-def thumbnail_baseline(store: Store, cohort: Any, judge: Callable[[Array, Array], float]) -> Measured:
+def thumbnail_baseline(
+    store: Store, cohort: Any, judge: Callable[[Array, Array], float]
+) -> Measured:
     """A logistic regression on thumbnails, measured on the test rows: what of the task can be
     solved without seeing anything.
 

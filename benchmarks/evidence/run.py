@@ -24,14 +24,11 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(HERE.parent))
 
-import measure  # noqa: E402  (after the path of its folder)
-import plan  # noqa: E402
-import record  # noqa: E402
-import stores  # noqa: E402
-import write  # noqa: E402
+import record  # noqa: E402  (after the path of its folder)
 
+from evidence import measure, plan, stores, write  # noqa: E402
 from spcxr.data.store import Store  # noqa: E402
 from spcxr.errors import SpcxrError  # noqa: E402
 from spcxr.recipes.classify import ClassifyConfig  # noqa: E402

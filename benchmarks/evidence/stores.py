@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from duplicates import Pair, drop_copied, near_duplicates
-
+from evidence.duplicates import Pair, drop_copied, near_duplicates
 from spcxr.errors import SpcxrError
 
 HELD = ("val", "test", "drift")
