@@ -48,13 +48,16 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a subset, under half an hour")
     parser.add_argument("--rows", default="", help="only these, comma-separated")
     parser.add_argument("--arms", default="", help="run only these, and measure later")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, help="benchmarks/results/evidence if not given")
     parser.add_argument("--write-only", action="store_true", help="only the document, from results")
     given = parser.parse_args()
+    # A part of the study must not take the place of the whole.
+    results = given.results or (given.out / "results" if given.small else RESULTS)
+    document = given.out / "EVIDENCE.md" if given.small else write.DOCUMENT
     if not given.write_only:
         only = [[name for name in names.split(",") if name] for names in (given.rows, given.arms)]
-        study(given.data.resolve(), given.out.resolve(), given.results, given.small, *only)
-    print(write.write_document(given.results, write.DOCUMENT))
+        study(given.data.resolve(), given.out.resolve(), results, given.small, *only)
+    print(write.write_document(results, document))
 
 
 def study(
@@ -90,10 +93,20 @@ def spcxr_train(words: Sequence[str]) -> None:
 
 
 def run_job(job: plan.Job) -> dict[str, Any]:
-    """Run a command unless it is done; what it was, by which commit, and how long it took."""
+    """Run a command unless it is done; what it was, by which commit, and how long it took.
+
+    Raises
+    ------
+    SpcxrError
+        it was done with other settings.
+    """
     marker = job.folder / DONE
+    settings = {k: v for k, v in job.settings.items() if k not in ("data", "out")}
     if marker.is_file():
-        return dict(json.loads(marker.read_text()))
+        facts = dict(json.loads(marker.read_text()))
+        if facts["settings"] != settings:
+            raise SpcxrError(f"{job.folder}: was run with other settings; remove it to run it anew")
+        return facts
     config = job.folder.with_name(f"{job.folder.name}.yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(job.settings, sort_keys=False))
@@ -101,7 +114,7 @@ def run_job(job: plan.Job) -> dict[str, Any]:
     spcxr_train([job.command, "--config", str(config)])
     facts = {
         "command": f"spcxr-train {job.command}",
-        "settings": {k: v for k, v in job.settings.items() if k not in ("data", "out")},
+        "settings": settings,
         "commit": record.commit(),
         "device": record.device_name(),
         "threads": os.environ.get("OMP_NUM_THREADS", str(record.CORES)),

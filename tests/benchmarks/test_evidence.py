@@ -1,6 +1,7 @@
 """The study's driver: planning, checks, restart, figures and the document, without training."""
 
 import csv
+import dataclasses
 import doctest
 import json
 
@@ -135,6 +136,9 @@ def test_a_finished_command_is_not_run_again(tmp_path, monkeypatch):
     assert run.run_job(job) == first
     assert len(ran) == 1
     assert first["command"] == "spcxr-train classify"
+    other = dataclasses.replace(job, settings=job.settings | {"epochs": 2})
+    with pytest.raises(SpcxrError, match="was run with other settings"):
+        run.run_job(other)
 
 
 class StubStore:
