@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from spcxr.data.store import Store
@@ -20,9 +21,17 @@ from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
 from spcxr.evaluate.intervals import Statistic, resample_counts
 from spcxr.evaluate.summary import summarise_classes
+from spcxr.infer.predict import TrainedModel, load_trained
+from spcxr.recipes.leaks import find_leaks, refuse_leaks
+from spcxr.recipes.measure import judge, predict
+from spcxr.recipes.operating import operating_point
+from spcxr.recipes.sweep import headline, predict_corrupted
+from spcxr.recipes.testset import Result, Settings, TestSet
+from spcxr.train.device import pick_precision
 
 Array = NDArray[Any]
 RESAMPLES = 2000
+FALL = "fall"
 OVERALL = ("macro_auroc", "balanced_accuracy", "accuracy", "macro_average_precision")
 
 
@@ -80,6 +89,41 @@ def class_statistics(
     return {name: made.statistics[name] for name in OVERALL if name in made.statistics}
 
 
+def measure_elsewhere(folder: Path, store: Store, corruptions: Sequence[str] = ()) -> Measured:
+    """A trained run on the test rows of any store; with ``corruptions`` also ``fall``, by how much
+    its mean AUROC is less on corrupted images, the mean over kinds and strengths.
+
+    Raises
+    ------
+    SpcxrError
+        a patient or picture of its training is among the rows.
+    """
+    device = torch.device("cpu")
+    settings = Settings(device=device, precision=pick_precision("auto", device), n_bootstrap=100)
+    trained, rows = load_trained(folder, device), store.manifest.rows("test")
+    refuse_leaks(find_leaks(trained.folder, store, rows), str(store.path), str(folder))
+    test_set = TestSet(store.path.name, str(store.path), store, rows)
+    result = judge(trained, test_set, predict(trained, test_set, settings), settings)
+    statistics = {name: result.statistics[name] for name in OVERALL if name in result.statistics}
+    if corruptions:
+        statistics[FALL] = _mean_fall(trained, result, corruptions, settings)
+    paths = store.manifest.column("path")
+    return Measured(statistics, result.patients, tuple(paths[row] for row in result.measured))
+
+
+def _mean_fall(
+    trained: TrainedModel, result: Result, corruptions: Sequence[str], settings: Settings
+) -> Statistic:
+    usable, point = np.isin(result.rows, result.measured), operating_point(trained, None)
+    found = predict_corrupted(trained, result.test_set, settings, corruptions)
+    figures = [
+        headline(result.answers, point.scores(some[usable], multilabel=trained.multilabel))
+        for some in found.values()
+    ]
+    clean = headline(result.answers, result.answers.scores)
+    return lambda w: clean(w) - np.mean([figure(w) for figure in figures], 0)
+
+
 # --- over seeds, and between arms -----------------------------------------------------------
 
 
@@ -91,7 +135,8 @@ def compare_arms(
     n: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Figures of the arms and the paired differences, ``{metric: {arm or "a - b": facts}}``.
+    """Figures of the arms and the paired differences, ``{metric: {arm or "a - b": facts}}``, of
+    the metrics ``wanted`` that are measured here.
 
     Of a difference ``p`` is the two-sided bootstrap value: twice the smaller share of resamples
     on one side of 0, (k + 1) / (n + 1). It cannot be less than 2 / (n + 1).
@@ -116,7 +161,7 @@ def compare_arms(
     blocks = list(resample_counts(first.patients, n=n, seed=seed))
     ones, rows = np.ones(len(first.patients)), (len(first.paths), len(np.unique(first.patients)))
     made: dict[str, Any] = {}
-    for metric in wanted:
+    for metric in [name for name in wanted if name in first.statistics]:
         drawn = {arm: _over_seeds(runs, metric, blocks) for arm, runs in arms.items()}
         each = {arm: [float(r.statistics[metric](ones)) for r in runs]
                 for arm, runs in arms.items()}  # fmt: skip
@@ -159,6 +204,7 @@ def p_value(gaps: Array) -> float:
 
 # --- thumbnails -----------------------------------------------------------------------------
 
+BASELINE = "thumbnails"
 THUMBNAIL = 32
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 

@@ -17,7 +17,7 @@ import yaml
 from spcxr.errors import SpcxrError
 
 FOLDER = Path(__file__).parent
-SCRATCH = "scratch"
+SCRATCH, PRETRAINED = "scratch", "pretrained"
 SMALL = "small"
 # Of the choice of a rate: never a seed that is reported.
 TRIAL_SEED = 1000
@@ -49,7 +49,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Row:
-    """One file of ``rows/``; see `read_row` for the fields."""
+    """One file of ``rows/``.
+
+    ``command`` is run on ``store`` with ``settings``, to which each of ``levels`` and of ``arms``
+    adds its own. ``differences`` are pairs of arms, ``metrics`` what is measured, the first of
+    them what ``rates`` (a level, and base rates to try) are chosen by. ``baseline``: a linear
+    model on thumbnails as well. ``elsewhere``: other stores to measure on; ``corruptions``: of the
+    test images. ``small`` are the fields that are others in the small study.
+    """
 
     name: str
     title: str
@@ -63,13 +70,13 @@ class Row:
     metrics: list[str] = field(default_factory=list)
     rates: Settings = field(default_factory=dict)
     baseline: bool = False
-    also: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    corruptions: list[str] = field(default_factory=list)
     small: Settings = field(default_factory=dict)
 
 
 def read_row(path: Path, *, small: bool = False) -> Row:
-    """Read a row; with ``small`` its block ``small`` replaces fields, or a null drops the row's
-    levels and arms that it does not name.
+    """Read a row; with ``small`` its block ``small`` replaces fields.
 
     Raises
     ------

@@ -141,20 +141,43 @@ def run_row(row: plan.Row, out: Path) -> dict[str, Any]:
         made = {job.arm: run_job(job) for job in plan.jobs(row, out)}
         return {"runs": made, "curves": {arm: _curve(out / row.name / "all" / arm) for arm in made}}
     rates, tried = choose_rates(row, out, store)
-    levels: dict[str, Any] = {}
     runs: dict[str, Any] = {}
-    arms: dict[str, dict[str, list[measure.Measured]]] = {}
+    # level -> arm -> its seeds
+    found: dict[str, dict[str, list[measure.Measured]]] = {}
     for job in plan.jobs(row, out, rates):
         runs[f"{job.level}/{job.arm}"] = run_job(job)
-        arms.setdefault(job.level, {})[job.arm] = [
-            measure.measure_run(folder, store) for folder in job.seeds
-        ]
-    for level, found in arms.items():
-        if row.baseline:
-            found["thumbnails"] = _baselines(row, level, store)
-        pairs = [*row.differences, *([["pretrained", "thumbnails"]] if row.baseline else [])]
-        levels[level] = measure.compare_arms(found, pairs, row.metrics)
+        for level, seeds in measured(row, job, out, store).items():
+            found.setdefault(level, {})[job.arm] = seeds
+    pairs = list(row.differences)
+    if row.baseline:
+        pairs.append([plan.PRETRAINED, measure.BASELINE])
+        for level in row.levels:
+            found[level][measure.BASELINE] = _baselines(row, level, store)
+    levels = {
+        level: measure.compare_arms(arms, pairs, row.metrics) for level, arms in found.items()
+    }
     return {"runs": runs, "levels": levels, "rates": {"chosen": rates, "tried": tried}}
+
+
+def measured(
+    row: plan.Row, job: plan.Job, out: Path, store: Store
+) -> dict[str, list[measure.Measured]]:
+    """Level -> the job's seeds on the test rows; and on those of other stores, if the row says so,
+    as levels of their own."""
+    if row.corruptions:
+        made = {
+            job.level: [
+                measure.measure_elsewhere(seed, store, row.corruptions) for seed in job.seeds
+            ]
+        }
+    else:
+        made = {job.level: [measure.measure_run(seed, store) for seed in job.seeds]}
+    for name in row.elsewhere:
+        other = Store.open(out / "stores" / name)
+        made[f"{job.level}, on {name}"] = [
+            measure.measure_elsewhere(seed, other) for seed in job.seeds
+        ]
+    return made
 
 
 def choose_rates(row: plan.Row, out: Path, store: Store) -> tuple[dict[str, float], Any]:

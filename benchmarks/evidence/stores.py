@@ -29,7 +29,8 @@ def read_manifest(data: Path, name: str) -> Rows:
 def choose(rows: Rows, spec: Mapping[str, Any]) -> Rows:
     """Those whose columns hold one of the texts of ``spec["keep"]``; ``spec["set"]`` are columns
     that get one value in all of them, ``spec["columns"]`` those that are kept; ``spec["at_most"]``
-    limits splits, by a fixed draw: an epoch is chosen by few images where few are labelled.
+    limits splits, by a fixed draw: an epoch is chosen by few images where few are labelled. Of a
+    ``spec["least_age"]`` a row without an age is left out.
 
     >>> rows = [{"source": "x/one", "label": "a"}, {"source": "two", "label": "b"}]
     >>> choose(rows, {"keep": {"source": ["one"]}, "set": {"split": "test"}})
@@ -40,6 +41,7 @@ def choose(rows: Rows, spec: Mapping[str, Any]) -> Rows:
         row
         for row in rows
         if all(any(text in row[column] for text in texts) for column, texts in keep.items())
+        and ("least_age" not in spec or float(row["age"] or -1) >= spec["least_age"])
     ]
     for split, most in spec.get("at_most", {}).items():
         others = [row for row in chosen if row["split"] != split]
@@ -85,13 +87,15 @@ def make_stores(
     The facts stand in ``OUT/stores/checks.json`` as well.
     """
     file = out / "stores" / CHECKS
-    if not file.is_file():
+    known = json.loads(file.read_text()) if file.is_file() else {"stores": {}}
+    if set(known["stores"]) != set(specs):
+        known = write_manifests(data, out / "manifests", specs)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(write_manifests(data, out / "manifests", specs), indent=1))
+        file.write_text(json.dumps(known, indent=1))
     for name in specs:
         if not (out / "stores" / name / "store.json").is_file():
             prepare(out / "manifests" / f"{name}.csv", out / "stores" / name)
-    return dict(json.loads(file.read_text()))
+    return dict(known)
 
 
 def write_manifests(

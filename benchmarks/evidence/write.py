@@ -24,6 +24,7 @@ TITLES = {
     "macro_average_precision": "mean average precision",
     "dice": "Dice",
     "iou": "IoU",
+    "fall": "fall of the mean AUROC on corrupted images",
 }
 CHECKS = "checks"
 Facts = Mapping[str, Any]
@@ -125,7 +126,7 @@ def _ends_of_curves(curves: Facts) -> Iterator[str]:
 
 def table(row: Facts, metric: str) -> Iterator[str]:
     """A line a level: each arm, each difference, the images and patients behind them."""
-    levels = {level: found[metric] for level, found in row["levels"].items()}
+    levels = of_metric(row, metric)
     names = list(dict.fromkeys(name for found in levels.values() for name in found))
     arms = [name for name in names if " - " not in name]
     differences = [name for name in names if " - " in name]
@@ -139,6 +140,11 @@ def table(row: Facts, metric: str) -> Iterator[str]:
         yield f"| {level} | {' | '.join(cells)} | {n} |"
     yield ""
     yield f"*{TITLES[metric]}; 95 % intervals over patients, seeds averaged.*"
+
+
+def of_metric(row: Facts, metric: str) -> dict[str, Facts]:
+    """The levels where a metric was measured."""
+    return {level: found[metric] for level, found in row["levels"].items() if metric in found}
 
 
 def ordered(levels: Mapping[str, Any]) -> list[str]:
@@ -177,7 +183,7 @@ def draw(row: Facts, file: Path) -> None:
         if "curves" in row:
             _draw_curves(axes, row["curves"])
         else:
-            _draw_levels(axes, {name: row["levels"][name][metric] for name in row["levels"]})
+            _draw_levels(axes, of_metric(row, metric))
             axes.set_ylabel(TITLES[metric])
         axes.grid(alpha=0.2)
         axes.legend(fontsize=8, frameon=False)

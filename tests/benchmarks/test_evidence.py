@@ -20,7 +20,17 @@ from spcxr.recipes.segment import SegmentConfig
 ROWS = run.HERE / "rows"
 CONFIGS = {"pretrain": PretrainConfig, "classify": ClassifyConfig, "segment": SegmentConfig}
 # What an arm may differ by from another of its level; all else is the budget.
-OF_ARM = {"init", "model", "layer_decay", "out", "method", "seeds", "base_lr"}
+OF_ARM = {
+    "init",
+    "model",
+    "layer_decay",
+    "out",
+    "method",
+    "seeds",
+    "base_lr",
+    "attend",
+    "lungs_from",
+}
 
 
 @pytest.mark.parametrize("module", [duplicates, measure, plan, stores, write])
