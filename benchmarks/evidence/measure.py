@@ -32,6 +32,7 @@ from spcxr.train.device import pick_precision
 Array = NDArray[Any]
 RESAMPLES = 2000
 FALL = "fall"
+BATCH_SIZE = 64
 OVERALL = ("macro_auroc", "balanced_accuracy", "accuracy", "macro_average_precision")
 
 
@@ -99,7 +100,8 @@ def measure_elsewhere(folder: Path, store: Store, corruptions: Sequence[str] = (
         a patient or picture of its training is among the rows.
     """
     device = torch.device("cpu")
-    settings = Settings(device=device, precision=pick_precision("auto", device), n_bootstrap=100)
+    precision = pick_precision("auto", device)
+    settings = Settings(BATCH_SIZE, device, precision, n_bootstrap=100)
     trained, rows = load_trained(folder, device), store.manifest.rows("test")
     refuse_leaks(find_leaks(trained.folder, store, rows), str(store.path), str(folder))
     test_set = TestSet(store.path.name, str(store.path), store, rows)

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a subset, under half an hour")
     parser.add_argument("--rows", default="", help="only these, comma-separated")
     parser.add_argument("--arms", default="", help="run only these, and measure later")
+    parser.add_argument("--levels", default="", help="with --arms: only these")
     parser.add_argument("--results", type=Path, help="benchmarks/results/evidence if not given")
     parser.add_argument("--write-only", action="store_true", help="only the document, from results")
     given = parser.parse_args()
@@ -55,15 +56,24 @@ def main() -> None:
     results = given.results or (given.out / "results" if given.small else RESULTS)
     document = given.out / "EVIDENCE.md" if given.small else write.DOCUMENT
     if not given.write_only:
-        only = [[name for name in names.split(",") if name] for names in (given.rows, given.arms)]
-        study(given.data.resolve(), given.out.resolve(), results, given.small, *only)
+        named, arms, levels = (
+            [name for name in names.split(",") if name]
+            for names in (given.rows, given.arms, given.levels)
+        )
+        only = {"arms": arms, "levels": levels}
+        study(given.data.resolve(), given.out.resolve(), results, given.small, named, only)
     print(write.write_document(results, document))
 
 
 def study(
-    data: Path, out: Path, results: Path, small: bool, named: list[str], arms: list[str]
+    data: Path,
+    out: Path,
+    results: Path,
+    small: bool,
+    named: list[str],
+    only: dict[str, list[str]],
 ) -> None:
-    """Run and measure the rows in their order; with ``arms`` only run these."""
+    """Run and measure the rows in their order; with ``only["arms"]`` only run these."""
     specs = yaml.safe_load((HERE / "stores.yaml").read_text())
 
     def prepare(manifest: Path, store: Path) -> None:
@@ -77,8 +87,8 @@ def study(
     for row in rows:
         if named and row.name not in named:
             continue
-        if arms:
-            run_arms(row, out, arms)
+        if only["arms"]:
+            run_arms(row, out, **only)
         else:
             found = run_row(row, out)
             facts = {"small": small, "checks": checks["stores"].get(row.store)} | found
@@ -124,14 +134,15 @@ def run_job(job: plan.Job) -> dict[str, Any]:
     return facts
 
 
-def run_arms(row: plan.Row, out: Path, arms: list[str]) -> None:
-    """The rates and jobs of these arms alone: such as scratch, while pretraining goes on."""
-    row = dataclasses.replace(
-        row, arms={arm: settings for arm, settings in row.arms.items() if arm in arms}
-    )
+def run_arms(row: plan.Row, out: Path, arms: list[str], levels: list[str]) -> None:
+    """The rates and jobs of these arms alone: a share of a row for each of several machines, or
+    scratch while pretraining goes on."""
+    chosen = {arm: settings for arm, settings in row.arms.items() if arm in arms}
+    row = dataclasses.replace(row, arms=chosen)
     store = Store.open(out / "stores" / row.store)
     for job in plan.jobs(row, out, choose_rates(row, out, store)[0]):
-        run_job(job)
+        if not levels or job.level in levels:
+            run_job(job)
 
 
 def run_row(row: plan.Row, out: Path) -> dict[str, Any]:

@@ -186,6 +186,80 @@ def test_runs_on_other_rows_are_not_compared():
         measure.compare_arms(runs, [("a", "b")], ["dice"])
 
 
+PRETRAIN = """
+title: Pretraining
+order: 1
+command: pretrain
+store: pool
+settings: {model: vit_tiny, image_px: [32], batch_size: 4, epochs: 1}
+arms: {gmml: {objective: gmml}}
+"""
+BARS = """
+title: Bars
+order: 2
+command: classify
+store: bars
+settings: {image_px: 32, batch_size: 4, epochs: 1, seeds: 2}
+levels: {"4": {labels_per_class: 4}}
+arms:
+  scratch: {init: scratch, model: vit_tiny}
+  pretrained: {init: pretrain/all/gmml}
+  linear: {init: pretrain/all/gmml, method: linear}
+elsewhere: [away]
+corruptions: [blur, inversion]
+baseline: true
+rates: {level: "4", base_lr: [1.0e-4, 1.0e-3]}
+differences: [[pretrained, scratch]]
+metrics: [macro_auroc, fall]
+"""
+STORES = """
+pool: {manifest: bars, keep: {split: [train]}}
+bars: {manifest: bars}
+away: {manifest: bars, keep: {split: [test]}, at_most: {test: 8}}
+"""
+
+
+@pytest.mark.slow
+def test_a_study_from_images_to_the_document(tmp_path, monkeypatch):
+    data, study = tmp_path / "data", tmp_path / "study"
+    for folder in (data, study / "rows"):
+        folder.mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    for k in range(40):
+        grey = rng.integers(0, 90, (48, 48))
+        grey[(slice(20, 28), slice(None)) if k % 2 else (slice(None), slice(20, 28))] += 120
+        Image.fromarray(grey.astype(np.uint8)).save(data / f"{k}.png")
+        split = "train" if k < 20 else "val" if k < 30 else "test"
+        rows.append({"path": f"{k}.png", "patient_id": f"who-{k}", "split": split,
+                     "label": "ab"[k % 2]})  # fmt: skip
+    _manifest(data / "bars_manifest.csv", rows)
+    (study / "stores.yaml").write_text(STORES)
+    (study / "rows" / "pretrain.yaml").write_text(PRETRAIN)
+    (study / "rows" / "bars.yaml").write_text(BARS)
+    monkeypatch.setattr(run, "HERE", study)
+    monkeypatch.setattr(run, "SIZE_PX", 48)
+    # A bar is a copy of a bar.
+    monkeypatch.setattr(stores, "near_duplicates", lambda *_: [])
+    out, results = tmp_path / "out", tmp_path / "results"
+    run.study(data, out, results, False, [], {"arms": [], "levels": []})
+    found = json.loads((results / "bars.json").read_text())
+    assert set(found["levels"]) == {"4", "4, on away"}
+    home = found["levels"]["4"]["macro_auroc"]
+    assert home["thumbnails"]["value"] > 0.9  # the task is as easy as that
+    assert {"pretrained - scratch", "pretrained - thumbnails", "linear"} < set(home)
+    assert home["scratch"]["n_patients"] == 10
+    assert found["levels"]["4, on away"]["macro_auroc"]["scratch"]["n_images"] == 8
+    assert "fall" in found["levels"]["4"]
+    assert "fall" not in found["levels"]["4, on away"]
+    # Nothing is trained twice, and the same figures come of it.
+    before = (results / "bars.json").read_text()
+    monkeypatch.setattr(run, "spcxr_train", lambda words: pytest.fail(f"ran {words}"))
+    run.study(data, out, results, False, [], {"arms": [], "levels": []})
+    assert (results / "bars.json").read_text() == before
+    text = write.write_document(results, tmp_path / "EVIDENCE.md").read_text()
+    assert text.index("## Pretraining") < text.index("## Bars")
+
+
 # --- the document ---------------------------------------------------------------------------
 
 
