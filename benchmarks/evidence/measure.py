@@ -138,7 +138,7 @@ def compare_arms(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Figures of the arms and the paired differences, ``{metric: {arm or "a - b": facts}}``, of
-    the metrics ``wanted`` that are measured here.
+    the metrics ``wanted``; an arm that has not one of them is left out there.
 
     Of a difference ``p`` is the two-sided bootstrap value: twice the smaller share of resamples
     on one side of 0, (k + 1) / (n + 1). It cannot be less than 2 / (n + 1).
@@ -163,21 +163,21 @@ def compare_arms(
     blocks = list(resample_counts(first.patients, n=n, seed=seed))
     ones, rows = np.ones(len(first.patients)), (len(first.paths), len(np.unique(first.patients)))
     made: dict[str, Any] = {}
-    for metric in [name for name in wanted if name in first.statistics]:
-        drawn = {arm: _over_seeds(runs, metric, blocks) for arm, runs in arms.items()}
-        each = {arm: [float(r.statistics[metric](ones)) for r in runs]
-                for arm, runs in arms.items()}  # fmt: skip
-        found = {
-            arm: {"value": float(np.mean(each[arm])), **_ends(drawn[arm]), "seeds": each[arm],
-                  "n_images": rows[0], "n_patients": rows[1]}
-            for arm in arms
-        }  # fmt: skip
+    for metric in wanted:
+        here = {arm: runs for arm, runs in arms.items() if metric in runs[0].statistics}
+        drawn = {arm: _over_seeds(runs, metric, blocks) for arm, runs in here.items()}
+        found: dict[str, Any] = {}
+        for arm, runs in here.items():
+            each = [float(run.statistics[metric](ones)) for run in runs]
+            found[arm] = {"value": float(np.mean(each)), **_ends(drawn[arm]), "seeds": each}
+            found[arm] |= {"n_images": rows[0], "n_patients": rows[1]}
         for a, b in pairs:
-            if a in arms and b in arms:
+            if a in here and b in here:
                 gaps = drawn[a] - drawn[b]
                 value = found[a]["value"] - found[b]["value"]
                 found[f"{a} - {b}"] = {"value": value, **_ends(gaps), "p": p_value(gaps)}
-        made[metric] = found
+        if found:
+            made[metric] = found
     return made
 
 

@@ -176,6 +176,17 @@ def test_seeds_are_averaged_and_compared_on_the_same_patients(tmp_path):
     assert found["a - b"]["p"] < 0.01
 
 
+def test_an_arm_without_a_metric_is_left_out_of_it_alone():
+    who, values = np.array(["x", "y"]), np.array([0.1, 0.3])
+    own = {"dice": lambda w: mean(values, w)}
+    both = measure.Measured(own | {"fall": own["dice"]}, who, ("1", "2"))
+    arms = {"a": [both], "b": [measure.Measured(own, who, ("1", "2"))]}
+    found = measure.compare_arms(arms, [("a", "b")], ["fall", "dice", "iou"])
+    assert set(found) == {"fall", "dice"}
+    assert set(found["fall"]) == {"a"}
+    assert found["dice"]["a - b"]["value"] == 0
+
+
 def test_runs_on_other_rows_are_not_compared():
     who = np.array(["x", "y"])
     values = np.array([0.1, 0.2])
