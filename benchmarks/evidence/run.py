@@ -62,7 +62,8 @@ def main() -> None:
         )
         only = {"arms": arms, "levels": levels}
         study(given.data.resolve(), given.out.resolve(), results, given.small, named, only)
-    print(write.write_document(results, document))
+    if given.write_only or not given.arms:
+        print(write.write_document(results, document))
 
 
 def study(
