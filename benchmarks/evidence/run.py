@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="only these, comma-separated")
     parser.add_argument("--arms", default="", help="run only these, and measure later")
     parser.add_argument("--levels", default="", help="with --arms: only these")
+    parser.add_argument("--partial", action="store_true", help="measure what is finished, no more")
     parser.add_argument("--results", type=Path, help="benchmarks/results/evidence if not given")
     parser.add_argument("--write-only", action="store_true", help="only the document, from results")
     given = parser.parse_args()
@@ -56,25 +57,26 @@ def main() -> None:
     results = given.results or (given.out / "results" if given.small else RESULTS)
     document = given.out / "EVIDENCE.md" if given.small else write.DOCUMENT
     if not given.write_only:
-        named, arms, levels = (
-            [name for name in names.split(",") if name]
-            for names in (given.rows, given.arms, given.levels)
-        )
-        only = {"arms": arms, "levels": levels}
-        study(given.data.resolve(), given.out.resolve(), results, given.small, named, only)
+        lists = (given.rows, given.arms, given.levels)
+        rows, arms, levels = ([n for n in names.split(",") if n] for names in lists)
+        part = Part(given.small, rows, arms, levels, given.partial)
+        study(given.data.resolve(), given.out.resolve(), results, part)
     if given.write_only or not given.arms:
         print(write.write_document(results, document))
 
 
-def study(
-    data: Path,
-    out: Path,
-    results: Path,
-    small: bool,
-    named: list[str],
-    only: dict[str, list[str]],
-) -> None:
-    """Run and measure the rows in their order; with ``only["arms"]`` only run these."""
+class Part(NamedTuple):
+    """What of the study is done: all of it, if nothing is said."""
+
+    small: bool = False
+    rows: Sequence[str] = ()
+    arms: Sequence[str] = ()
+    levels: Sequence[str] = ()
+    finished: bool = False
+
+
+def study(data: Path, out: Path, results: Path, part: Part) -> None:
+    """Run and measure the rows in their order; of some ``part.arms`` only run them."""
     specs = yaml.safe_load((HERE / "stores.yaml").read_text())
 
     def prepare(manifest: Path, store: Path) -> None:
@@ -82,17 +84,17 @@ def study(
         spcxr_train([*words, "--size-px", str(SIZE_PX)])
 
     checks = stores.make_stores(data, out, specs, prepare)
-    rows = plan.read_rows(HERE / "rows", small=small)
-    if strange := [name for name in named if name not in {row.name for row in rows}]:
+    rows = plan.read_rows(HERE / "rows", small=part.small)
+    if strange := [name for name in part.rows if name not in {row.name for row in rows}]:
         raise SystemExit(f"no row {strange[0]!r}; there are {', '.join(row.name for row in rows)}")
     for row in rows:
-        if named and row.name not in named:
+        if part.rows and row.name not in part.rows:
             continue
-        if only["arms"]:
-            run_arms(row, out, **only)
+        if part.arms:
+            run_arms(row, out, part)
         else:
-            found = run_row(row, out)
-            facts = {"small": small, "checks": checks["stores"].get(row.store)} | found
+            found = run_row(row, out, part)
+            facts = {"small": part.small, "checks": checks["stores"].get(row.store)} | found
             write_result(results / f"{row.name}.json", row, facts)
     write_result(results / "checks.json", None, checks)
 
@@ -135,35 +137,37 @@ def run_job(job: plan.Job) -> dict[str, Any]:
     return facts
 
 
-def run_arms(row: plan.Row, out: Path, arms: list[str], levels: list[str]) -> None:
+def run_arms(row: plan.Row, out: Path, part: Part) -> None:
     """The rates and jobs of these arms alone: a share of a row for each of several machines, or
     scratch while pretraining goes on."""
-    chosen = {arm: settings for arm, settings in row.arms.items() if arm in arms}
+    chosen = {arm: settings for arm, settings in row.arms.items() if arm in part.arms}
     row = dataclasses.replace(row, arms=chosen)
     store = Store.open(out / "stores" / row.store)
-    for job in plan.jobs(row, out, choose_rates(row, out, store)[0]):
-        if not levels or job.level in levels:
+    for job in plan.jobs(row, out, choose_rates(row, out, store, part)[0]):
+        if not part.levels or job.level in part.levels:
             run_job(job)
 
 
-def run_row(row: plan.Row, out: Path) -> dict[str, Any]:
-    """Choose rates, run the jobs, measure them."""
+def run_row(row: plan.Row, out: Path, part: Part) -> dict[str, Any]:
+    """Choose rates, run the jobs, measure them; or measure what is finished, and run nothing."""
     store = Store.open(out / "stores" / row.store)
     if row.command == "pretrain":
         made = {job.arm: run_job(job) for job in plan.jobs(row, out)}
         return {"runs": made, "curves": {arm: _curve(out / row.name / "all" / arm) for arm in made}}
-    rates, tried = choose_rates(row, out, store)
+    rates, tried = choose_rates(row, out, store, part)
     runs: dict[str, Any] = {}
     # level -> arm -> its seeds
     found: dict[str, dict[str, list[measure.Measured]]] = {}
     for job in plan.jobs(row, out, rates):
+        if part.finished and not (job.folder / DONE).is_file():
+            continue
         runs[f"{job.level}/{job.arm}"] = run_job(job)
         for level, seeds in measured(row, job, out, store).items():
             found.setdefault(level, {})[job.arm] = seeds
     pairs = list(row.differences)
     if row.baseline:
         pairs.append([plan.PRETRAINED, measure.BASELINE])
-        for level in row.levels:
+        for level in [level for level in row.levels if level in found]:
             found[level][measure.BASELINE] = _baselines(row, level, store)
     levels = {
         level: measure.compare_arms(arms, pairs, row.metrics) for level, arms in found.items()
@@ -192,10 +196,14 @@ def measured(
     return made
 
 
-def choose_rates(row: plan.Row, out: Path, store: Store) -> tuple[dict[str, float], Any]:
+def choose_rates(
+    row: plan.Row, out: Path, store: Store, part: Part
+) -> tuple[dict[str, float], Any]:
     """The base rate of each arm that does best on validation rows, and all that was tried."""
     tried: dict[str, dict[float, float]] = {}
     for rate, job in plan.trials(row, out):
+        if part.finished and not (job.folder / DONE).is_file():
+            continue
         run_job(job)
         (folder,) = job.seeds
         found = measure.measure_run(folder, store, "val")

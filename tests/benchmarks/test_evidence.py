@@ -252,7 +252,7 @@ def test_a_study_from_images_to_the_document(tmp_path, monkeypatch):
     # A bar is a copy of a bar.
     monkeypatch.setattr(stores, "near_duplicates", lambda *_: [])
     out, results = tmp_path / "out", tmp_path / "results"
-    run.study(data, out, results, False, [], {"arms": [], "levels": []})
+    run.study(data, out, results, run.Part())
     found = json.loads((results / "bars.json").read_text())
     assert set(found["levels"]) == {"4", "4, on away"}
     home = found["levels"]["4"]["macro_auroc"]
@@ -265,7 +265,7 @@ def test_a_study_from_images_to_the_document(tmp_path, monkeypatch):
     # Nothing is trained twice, and the same figures come of it.
     before = (results / "bars.json").read_text()
     monkeypatch.setattr(run, "spcxr_train", lambda words: pytest.fail(f"ran {words}"))
-    run.study(data, out, results, False, [], {"arms": [], "levels": []})
+    run.study(data, out, results, run.Part())
     assert (results / "bars.json").read_text() == before
     text = write.write_document(results, tmp_path / "EVIDENCE.md").read_text()
     assert text.index("## Pretraining") < text.index("## Bars")
