@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo
+DATA   ?= ../shared/data/open
 STAMP  := $(VENV)/.ready
 # Tests run in JOBS processes of one thread each; tests of threads ask for theirs.
 JOBS   ?= 2
@@ -11,10 +12,10 @@ export PATH := $(abspath $(BIN)):$(PATH)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc kernels -type f -name '*.[ch]*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench wheel gpu-check clean
+.PHONY: help setup demo test test-slow lint format bench evidence evidence-small wheel gpu-check clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # pip resolves the environment once; the build itself uses it (no second torch is fetched).
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
@@ -47,6 +48,14 @@ format: setup ## let ruff rewrite
 
 bench: setup ## every benchmark; results under benchmarks/results/
 	s=0; for b in benchmarks/bench_*.py; do $(BIN)/pytest $$b || s=1; done; exit $$s
+
+evidence: OUT = runs/evidence
+evidence: setup ## docs/EVIDENCE.md from real chest X-rays in DATA; hours, goes on where it was stopped
+	$(BIN)/python benchmarks/evidence/run.py $(DATA) $(OUT)
+
+evidence-small: OUT = runs/evidence-small
+evidence-small: setup ## a part of it in OUT, under half an hour on two quiet cores
+	$(BIN)/python benchmarks/evidence/run.py $(DATA) $(OUT) --small
 
 wheel: setup ## a wheel and an sdist in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist

@@ -1,0 +1,1 @@
+"""The study of docs/EVIDENCE.md: `run.py` runs it."""
