@@ -21,10 +21,10 @@ from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
 from spcxr.evaluate.intervals import Statistic, resample_counts
 from spcxr.evaluate.summary import summarise_classes
+from spcxr.infer.operating import operating_point
 from spcxr.infer.predict import TrainedModel, load_trained
 from spcxr.recipes.leaks import find_leaks, refuse_leaks
 from spcxr.recipes.measure import judge, predict
-from spcxr.recipes.operating import operating_point
 from spcxr.recipes.sweep import headline, predict_corrupted
 from spcxr.recipes.testset import Result, Settings, TestSet
 from spcxr.train.device import pick_precision
