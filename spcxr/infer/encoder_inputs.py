@@ -74,6 +74,7 @@ def study_of(array: NDArray[Any], name: str) -> Study:
             f"it is an array {list(array.shape)}; give [H, W], grey (a colour picture is no "
             "radiograph)",
         )
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if np.issubdtype(array.dtype, np.floating):
         low, high = float(array.min()), float(array.max())
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -84,7 +85,8 @@ def study_of(array: NDArray[Any], name: str) -> Study:
                 f"its values run from {low:.4g} to {high:.4g}; floats of a radiograph lie in "
                 "[0, 1] (give images that are normalised already as a torch tensor)",
             )
-        array = (array * 65535 + 0.5).astype(np.uint16)
+        wide = array.astype(np.promote_types(array.dtype, np.float32), copy=False)
+        array = (wide * 65535 + 0.5).astype(np.uint16)  # which float16 cannot hold
     if array.dtype not in (np.uint8, np.uint16):
         raise Rejected(name, f"it is of {array.dtype}; give uint8, uint16 or float in [0, 1]")
     bits = 8 * array.dtype.itemsize
