@@ -57,7 +57,7 @@ class Encoder(TensorEncoder):
       at once, since looking waits for the device; never while ``torch.compile`` traces).
 
     Weights are frozen until ``requires_grad_()``; then gradients reach them, and they always reach
-    a float tensor that requires them. Without gradients `spcxr.models.fast` computes, in ``dtype``.
+    a float tensor that requires them. Else `spcxr.models.fast` computes, in ``dtype``.
     May be called by several threads at once, copied to worker processes, and be part of a module.
 
     Attributes
