@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spcxr.data.presets import Preprocess
 from spcxr.errors import SpcxrError
-from spcxr.infer.encoder_inputs import Radiograph, Shower, Shown, listed
+from spcxr.infer.encoder_inputs import Radiograph, Shower, Shown, listed, several_of
 from spcxr.infer.foreign_settings import of_another_library, settle
 from spcxr.infer.reading import quiet
 from spcxr.infer.tensor_encoder import (
@@ -127,6 +127,7 @@ class Encoder(TensorEncoder):
             mask of pixels ``[H, W]`` (lungs, say) on the grid of the image as given: patches that
             it touches are read, and all of an image in which it is empty (`patches_touched`).
             Nothing is spent on the others, nothing of them is seen, and their features are 0.
+            Of a single path or array ``[H, W]``, the mask alone will do.
         batch_size
             radiographs at a time; the next ones are read and prepared meanwhile. Tensors are one
             batch, as given.
@@ -149,8 +150,10 @@ class Encoder(TensorEncoder):
             if keep_aspect:
                 raise SpcxrError("keep_aspect is for files, arrays or a list of tensors [C, H, W]")
             return self._of_tensor(inputs, visible)
+        if _is_one(inputs) and np.ndim(visible) == 2:
+            visible = [visible]
         if not isinstance(inputs, str | Path | np.ndarray):
-            items: list[Any] = list(inputs)
+            items: list[Any] = several_of(inputs)
             if items and all(isinstance(one, Tensor) for one in items):
                 if keep_aspect:
                     return self._ragged(items, visible)
@@ -251,6 +254,10 @@ class Encoder(TensorEncoder):
             return self._ragged(images, grids or None)
         squares = np.stack([shown.pixels for shown in batch])
         return self.encode(squares, torch.stack(grids) if grids else None)
+
+
+def _is_one(inputs: Any) -> bool:
+    return isinstance(inputs, str | Path) or (isinstance(inputs, np.ndarray) and inputs.ndim == 2)
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:

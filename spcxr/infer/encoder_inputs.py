@@ -41,7 +41,7 @@ def listed(inputs: Radiograph | Sequence[Radiograph]) -> list[Radiograph]:
         if inputs.ndim == 3 and inputs.shape[-1] not in (3, 4):
             return listed(list(inputs))
         return [inputs]
-    found = list(inputs)
+    found = several_of(inputs)
     if not found:
         raise SpcxrError("nothing to encode; give one image at least")
     for one in found:
@@ -51,6 +51,22 @@ def listed(inputs: Radiograph | Sequence[Radiograph]) -> list[Radiograph]:
                 "tensors, each kind by itself or paths and arrays mixed"
             )
     return found
+
+
+def several_of(inputs: Any) -> list[Any]:
+    """A list of what was given, if it is several things.
+
+    >>> several_of(7)
+    Traceback (most recent call last):
+    spcxr.errors.SpcxrError: a int; give paths, numpy arrays or torch tensors, or a list of them ...
+    """
+    try:
+        return list(inputs)
+    except TypeError as error:
+        raise SpcxrError(
+            f"a {type(inputs).__name__}; give paths, numpy arrays or torch tensors, or a list of "
+            "them (of a Pillow image, np.asarray(image))"
+        ) from error
 
 
 def study_of(array: NDArray[Any], name: str) -> Study:

@@ -238,6 +238,16 @@ def test_a_torn_part_is_said(monkeypatch, compute, tmp_path):
         embed_files("fake", [tmp_path / "in"], out, compute)
 
 
+def test_nothing_is_left_of_a_command_that_made_nothing(monkeypatch, compute, tmp_path):
+    """A path with a slip in it: the next try may well be with other settings."""
+    fake(monkeypatch)
+    with pytest.raises(SpcxrError, match="no such file or folder"):
+        embed_files("fake", [tmp_path / "nowhere"], tmp_path / "o.npz", compute)
+    assert list(tmp_path.iterdir()) == []
+    folder = touched(tmp_path / "in", 1)
+    embed_files("fake", [folder], tmp_path / "o.npz", compute, tokens="both")
+
+
 def test_all_rejected(monkeypatch, compute, tmp_path):
     fake(monkeypatch, bad=set(range(3)))
     with pytest.raises(NothingDone, match=r"00000: it is bad \(all 3 rejected: see .*o.npz"):

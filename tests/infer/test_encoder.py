@@ -117,6 +117,16 @@ def test_only_visible_patches_are_read():
     close(encoder(images, visible=torch.ones_like(mask)), encoder(images))
 
 
+def test_one_image_may_have_its_mask_alone(tmp_path):
+    encoder, mask, lungs = made(), seen(1), np.zeros((120, 90), bool)
+    lungs[30:70, 20:60] = True
+    Image.fromarray(grey()).save(tmp_path / "a.png")
+    for image in (grey(), tmp_path / "a.png", str(tmp_path / "a.png")):
+        close(encoder(image, visible=mask[0]), encoder([image], visible=mask))
+        close(encoder(image, visible=lungs), encoder([image], visible=[lungs]))
+        close(encoder(image, visible=mask), encoder([image], visible=mask))
+
+
 def test_an_image_of_which_nothing_is_read():
     encoder, arrays = made(), np.stack([grey(), grey(seed=1)])
     mask = torch.zeros(2, *GRID, dtype=torch.bool)
