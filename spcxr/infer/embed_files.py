@@ -91,6 +91,7 @@ def open_embedder(
             "mean": [round(value, 6) for value in encoder.mean.flatten().tolist()],
             "std": [round(value, 6) for value in encoder.std.flatten().tolist()],
             "heads": encoder.vit.heads,
+            "precision": compute.precision,
         },
     )
 

@@ -120,6 +120,8 @@ def test_what_is_embedded_travels_with_the_vectors(untrained, files, compute, tm
     assert said == json.loads(in_safetensors)
     assert said["preprocess"] == Preprocess(size_px=32).to_dict()
     assert said["shapes"] == {"cls": [WIDTH]}
+    assert (said["mean"], said["std"]) == ([0.25], [0.25])
+    assert (said["heads"], said["precision"]) == (3, "fp32")
 
 
 # --- parts ----------------------------------------------------------------------------------

@@ -316,7 +316,7 @@ def test_other_settings_are_refused(command, untrained, png, tmp_path):
         parts = out.with_name("out.parquet.parts")
         parts.mkdir()
         (parts / "settings.json").write_text("{}")
-        names = "model, preprocess, mean, std, heads, shapes, with_ids"
+        names = "model, preprocess, mean, std, heads, precision, shapes, with_ids"
         said = f"other settings ({names}); choose another --out"
     else:
         assert call(command, untrained(), [first], out).exit_code == 0
