@@ -54,8 +54,14 @@ def find_inputs(
     ...     [found.name for found in find_inputs([folder])]
     ['a.dcm', 'a.png', 'b']
     """
+    files = _files(given, out)
+    names = _names(files, taken or {})
+    return [Input(path, name) for path, name in zip(files, names, strict=True)]
 
-    files: dict[Path, Path] = {}  # where it is -> what it is called below what was given
+
+def _files(given: Sequence[str | Path], out: Path | None) -> dict[Path, Path]:
+    """Where each file is -> what it is called below what was given."""
+    files: dict[Path, Path] = {}
     seen: set[str] = set()
     for one in map(Path, given):
         if not one.exists():
@@ -71,8 +77,7 @@ def find_inputs(
             if place not in seen:
                 seen.add(place)
                 files[path] = called
-    names = _names(files, taken or {})
-    return [Input(path, name) for path, name in zip(files, names, strict=True)]
+    return files
 
 
 def _walk_beside(folder: Path, out: Path | None) -> list[str]:
