@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Embedder:
     """An encoder for prepared images, and what is to be known of it.
 
     ``encode``: ``(B, S, S)`` uint8 or uint16 -> cls ``(B, D)`` and patches ``(B, Gh, Gw, D)``,
-    float32. ``grid`` is (Gh, Gw), ``normalisation`` that of the training images.
+    float32. ``grid`` is (Gh, Gw), ``normalisation`` that of the training images, ``others`` what
+    else the vectors depend on, as plain values.
     """
 
     encode: Callable[[NDArray[Any]], tuple[Matrix, Matrix]]
@@ -54,20 +55,25 @@ class Embedder:
     grid: tuple[int, int]
     width: int
     version: str
+    others: Mapping[str, Any] = field(default_factory=dict)
 
 
-def open_embedder(model: str | Path, compute: Compute) -> Embedder:
+def open_embedder(
+    model: str | Path, compute: Compute, told: Mapping[str, Any] | None = None
+) -> Embedder:
     """The encoder of a run, a model folder, or weights of another library (`load_encoder`).
+
+    ``told``: settings of `load_encoder` for such weights; what was assumed goes to standard error.
 
     Raises
     ------
     SpcxrError
-        no such model.
+        no such model, or settings that are not its own.
     """
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        encoder = load_encoder(model, compute.device, compute.precision)
-    for one in said:  # what was assumed, a line each
+        encoder = load_encoder(model, compute.device, compute.precision, **(told or {}))
+    for one in said:
         print(f"warning: {one.message}", file=sys.stderr)
 
     def encode(squares: NDArray[Any]) -> tuple[Matrix, Matrix]:
@@ -81,6 +87,12 @@ def open_embedder(model: str | Path, compute: Compute) -> Embedder:
         encoder.vit.grid,
         encoder.vit.width,
         version_of(Path(model)),
+        {
+            "mean": [round(value, 6) for value in encoder.mean.flatten().tolist()],
+            "std": [round(value, 6) for value in encoder.std.flatten().tolist()],
+            "heads": encoder.vit.heads,
+            "precision": compute.precision,
+        },
     )
 
 
@@ -92,6 +104,7 @@ def embed_files(
     *,
     tokens: str = "cls",
     with_ids: bool = False,
+    told: Mapping[str, Any] | None = None,
 ) -> Counts:
     """Embed every file of ``given``, in order, into the file ``out``.
 
@@ -105,6 +118,9 @@ def embed_files(
         ``cls``, ``patch`` or ``both`` (`TOKENS`); CSV and JSON take ``cls`` alone.
     with_ids
         add `header_ids.IDS` of DICOM headers.
+    told
+        ``preprocess``, ``mean``, ``std`` and ``heads`` of another library's weights, as
+        `load_encoder` takes them.
 
     Returns
     -------
@@ -125,7 +141,7 @@ def embed_files(
         raise SpcxrError(f"tokens is {tokens!r}; choose one of: {', '.join(TOKENS)}")
     if tokens != "cls" and out.suffix in OF_WORDS:
         raise SpcxrError(f"{out}: {out.suffix} holds cls alone; use .parquet, .npz or .safetensors")
-    tool = Embedding(open_embedder(model, compute), tokens, with_ids=with_ids)
+    tool = Embedding(open_embedder(model, compute, told), tokens, with_ids=with_ids)
     work = Work("embed", tool.read, tool.answer, tool.row, compute.batch_size)
     opened = open_parts(out, tool.schema, tool.settings)
     with writing_to(out), opened as parts:
@@ -160,6 +176,7 @@ class Embedding:
         return {
             "model": self.embedder.version,
             "preprocess": self.embedder.preprocess.to_dict(),
+            **self.embedder.others,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "with_ids": self.with_ids,
         }

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from spcxr.data.presets import Preprocess
 from spcxr.errors import SpcxrError
-from spcxr.infer.encoder_inputs import Radiograph, Shower, Shown, listed
+from spcxr.infer.encoder_inputs import Radiograph, Shower, Shown, listed, several_of
+from spcxr.infer.foreign_settings import of_another_library, settle
 from spcxr.infer.reading import quiet
 from spcxr.infer.tensor_encoder import (
     Features,
@@ -29,8 +29,6 @@ from spcxr.infer.tensor_encoder import (
     dtype_of,
 )
 from spcxr.models.attention_maps import cls_attention, rollout
-from spcxr.models.foreign import is_foreign, settings_beside
-from spcxr.models.foreign_encoder import IMAGENET, foreign_encoder
 from spcxr.models.weights import load_model_folder
 from spcxr.train.batches import prefetch
 
@@ -57,7 +55,7 @@ class Encoder(TensorEncoder):
       at once, since looking waits for the device; never while ``torch.compile`` traces).
 
     Weights are frozen until ``requires_grad_()``; then gradients reach them, and they always reach
-    a float tensor that requires them. Without gradients `spcxr.models.fast` computes, in ``dtype``.
+    a float tensor that requires them. Else `spcxr.models.fast` computes, in ``dtype``.
     May be called by several threads at once, copied to worker processes, and be part of a module.
 
     Attributes
@@ -129,6 +127,7 @@ class Encoder(TensorEncoder):
             mask of pixels ``[H, W]`` (lungs, say) on the grid of the image as given: patches that
             it touches are read, and all of an image in which it is empty (`patches_touched`).
             Nothing is spent on the others, nothing of them is seen, and their features are 0.
+            Of a single path or array ``[H, W]``, the mask alone will do.
         batch_size
             radiographs at a time; the next ones are read and prepared meanwhile. Tensors are one
             batch, as given.
@@ -151,8 +150,10 @@ class Encoder(TensorEncoder):
             if keep_aspect:
                 raise SpcxrError("keep_aspect is for files, arrays or a list of tensors [C, H, W]")
             return self._of_tensor(inputs, visible)
+        if _is_one(inputs) and np.ndim(visible) == 2:
+            visible = [visible]
         if not isinstance(inputs, str | Path | np.ndarray):
-            items: list[Any] = list(inputs)
+            items: list[Any] = several_of(inputs)
             if items and all(isinstance(one, Tensor) for one in items):
                 if keep_aspect:
                     return self._ragged(items, visible)
@@ -255,6 +256,10 @@ class Encoder(TensorEncoder):
         return self.encode(squares, torch.stack(grids) if grids else None)
 
 
+def _is_one(inputs: Any) -> bool:
+    return isinstance(inputs, str | Path) or (isinstance(inputs, np.ndarray) and inputs.ndim == 2)
+
+
 def _stacked(tensors: list[Tensor]) -> Tensor:
     if len({(tensor.shape, tensor.dtype) for tensor in tensors}) > 1:
         raise SpcxrError("tensors of several sizes; give keep_aspect=True, or one size")
@@ -269,7 +274,7 @@ def load_encoder(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     *,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | Mapping[str, Any] | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     heads: int | None = None,
@@ -288,10 +293,12 @@ def load_encoder(
         what is computed in: ``auto`` (bfloat16 where the device multiplies it in hardware),
         ``bf16``, ``fp32`` or the `torch.dtype`. Features are float32 in any case.
     preprocess, mean, std
-        for weights of another library alone, which do not say how their images were made: without
-        them the whole image is fitted into the network's square (``minmax``, ``pad``), mean and std
-        are those beside the weights or, of 3 channels, ImageNet's. What was assumed is in
-        ``encoder.notes``, and in a warning.
+        for weights of another library alone, which do not say how their images were made: a
+        `Preprocess`, or some of its settings (``{"preset": "rad-dino", "fit": "crop"}``, the size
+        being the network's), mean and std of pixels in [0, 1]. Without them the whole image is
+        fitted into the network's square (``minmax``, ``pad``), mean and std are those beside the
+        weights or, of 3 channels, ImageNet's. What was assumed is in ``encoder.notes``, and in a
+        warning.
     heads
         of attention, for such weights of an unusual size.
 
@@ -320,9 +327,10 @@ def load_encoder(
     computed_in = dtype_of(dtype, where)
     # Also within torch.inference_mode: its tensors could never be trained, nor counted.
     with torch.inference_mode(False):
-        if is_foreign(path) and not _is_ours(path):
-            made = _foreign(path, preprocess, (_each(mean), _each(std)), heads, computed_in)
-        elif (preprocess, mean, std, heads) != (None, None, None, None):
+        if of_another_library(path):
+            found = settle(path, preprocess, mean, std, heads)
+            made = Encoder(*found[:-1], dtype=computed_in, notes=found.notes)
+        elif any(one is not None for one in (preprocess, mean, std, heads)):
             raise SpcxrError(
                 f"{path}: preprocess, mean, std and heads come with these weights; leave them out"
             )
@@ -336,55 +344,3 @@ def load_encoder(
                 computed_in,
             )
         return made.to(where)
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether it is the weights file of one of our folders: what is beside it belongs to it."""
-    beside = settings_beside(path.parent) if path.is_file() else {}
-    return path.name == "model.safetensors" and "spcxr_version" in beside
-
-
-def _foreign(
-    path: Path,
-    preprocess: Preprocess | None,
-    given: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
-    heads: int | None,
-    dtype: torch.dtype,
-) -> Encoder:
-    """An encoder of another library's weights; what nobody said is assumed, and said."""
-    found = foreign_encoder(path, heads)
-    channels, side, assumed = found.vit.channels, found.vit.image_px[0], []
-    if preprocess is None:
-        preprocess = Preprocess(size_px=side)
-        assumed.append(f"preprocess: {preprocess.preset}, {preprocess.fit}, {side} px")
-    usual = IMAGENET if channels == 3 else None
-    statistics = found.statistics or usual
-    if statistics is None and None in given:
-        raise SpcxrError(
-            f"{path}: nothing says the mean and std of its images; give mean= and std="
-        )
-    if found.statistics is None and None in given:
-        assumed.append("mean and std: ImageNet's")
-    mean, std = (
-        one if one is not None else known
-        for one, known in zip(given, statistics or given, strict=True)
-    )
-    assert mean is not None
-    assert std is not None
-    if assumed:
-        warnings.warn(
-            f"{path}: does not say how its images were made; assumed {'; '.join(assumed)}. Give "
-            "preprocess=, mean= and std= to say it",
-            stacklevel=3,
-        )
-    mean, std = (one * channels if len(one) == 1 else one for one in (mean, std))
-    if not len(mean) == len(std) == channels:
-        raise SpcxrError(f"{path}: mean and std of another number of channels than its {channels}")
-    notes = (*found.notes, *(f"assumed {one}" for one in assumed))
-    return Encoder(found.vit, preprocess, mean, std, dtype, notes)
-
-
-def _each(value: float | Sequence[float] | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    return (float(value),) if isinstance(value, int | float) else tuple(map(float, value))

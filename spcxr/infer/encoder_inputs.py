@@ -41,7 +41,7 @@ def listed(inputs: Radiograph | Sequence[Radiograph]) -> list[Radiograph]:
         if inputs.ndim == 3 and inputs.shape[-1] not in (3, 4):
             return listed(list(inputs))
         return [inputs]
-    found = list(inputs)
+    found = several_of(inputs)
     if not found:
         raise SpcxrError("nothing to encode; give one image at least")
     for one in found:
@@ -51,6 +51,22 @@ def listed(inputs: Radiograph | Sequence[Radiograph]) -> list[Radiograph]:
                 "tensors, each kind by itself or paths and arrays mixed"
             )
     return found
+
+
+def several_of(inputs: Any) -> list[Any]:
+    """A list of what was given, if it is several things.
+
+    >>> several_of(7)
+    Traceback (most recent call last):
+    spcxr.errors.SpcxrError: a int; give paths, numpy arrays or torch tensors, or a list of them ...
+    """
+    try:
+        return list(inputs)
+    except TypeError as error:
+        raise SpcxrError(
+            f"a {type(inputs).__name__}; give paths, numpy arrays or torch tensors, or a list of "
+            "them (of a Pillow image, np.asarray(image))"
+        ) from error
 
 
 def study_of(array: NDArray[Any], name: str) -> Study:
@@ -74,6 +90,7 @@ def study_of(array: NDArray[Any], name: str) -> Study:
             f"it is an array {list(array.shape)}; give [H, W], grey (a colour picture is no "
             "radiograph)",
         )
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if np.issubdtype(array.dtype, np.floating):
         low, high = float(array.min()), float(array.max())
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -84,7 +101,8 @@ def study_of(array: NDArray[Any], name: str) -> Study:
                 f"its values run from {low:.4g} to {high:.4g}; floats of a radiograph lie in "
                 "[0, 1] (give images that are normalised already as a torch tensor)",
             )
-        array = (array * 65535 + 0.5).astype(np.uint16)
+        wide = array.astype(np.promote_types(array.dtype, np.float32), copy=False)
+        array = (wide * 65535 + 0.5).astype(np.uint16)  # which float16 cannot hold
     if array.dtype not in (np.uint8, np.uint16):
         raise Rejected(name, f"it is of {array.dtype}; give uint8, uint16 or float in [0, 1]")
     bits = 8 * array.dtype.itemsize

@@ -105,7 +105,7 @@ def as_text(path: str) -> str:
 def open_parts(out: Path, schema: Any, settings: Mapping[str, Any]) -> Iterator[Parts]:
     """The parts of the file ``out``, in the folder ``out.parts``, new or gone on with.
 
-    What waits is written on leaving, whatever the reason; the folder stays.
+    What waits is written on leaving, whatever the reason; the folder stays if there is a part.
 
     Raises
     ------
@@ -125,6 +125,8 @@ def open_parts(out: Path, schema: Any, settings: Mapping[str, Any]) -> Iterator[
             yield parts
         finally:
             parts.flush()
+            if not parts.kept:  # nothing to go on with, nor to be of other settings
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def join_parts(parts: Parts, out: Path, write: Callable[[Parts, Path], None]) -> None:

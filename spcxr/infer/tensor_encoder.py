@@ -26,6 +26,7 @@ from spcxr.train.device import autocast, pick_device, pick_precision
 
 GREY = Normalisation(0.0, 1.0)  # pixels in [0, 1] as they are
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+SOME = 8  # values of each weight that are looked at
 T = TypeVar("T")
 
 
@@ -44,6 +45,16 @@ class RaggedFeatures(NamedTuple):
 
     cls: Tensor
     patches: list[Tensor]
+
+
+class FastCopy(NamedTuple):
+    """The network made for speed, and how to tell that it is of other weights than there are now:
+    ``state`` of each weight, and some ``values`` of those that ``views`` look at."""
+
+    state: list[Any]
+    views: list[Tensor]
+    values: Tensor | None
+    vit: VisionTransformer
 
 
 class TensorEncoder(nn.Module):
@@ -71,7 +82,7 @@ class TensorEncoder(nn.Module):
         self.white = max((1 - m) / s for m, s in zip(mean, std, strict=True))
         self.eval()
         self._looked = False
-        self._fast: tuple[Any, VisionTransformer] | None = None
+        self._fast: FastCopy | None = None
 
     def encode(self, squares: NDArray[Any] | Tensor, visible: Tensor | None = None) -> Features:
         """Prepared images ``[B, S, S]`` uint8 or uint16 (`Prepared.pixels`) -> `Features`.
@@ -243,10 +254,13 @@ class TensorEncoder(nn.Module):
 
         ``work`` is given the network, and what brings images to the type that it computes in.
         torch.compile is given the plain one too: what it has traced would not hear of weights
-        that change.
+        that change. So it is while weights may learn: fused optimisers do not count their steps.
         """
-        weighty = any(x.requires_grad for x in (*self.vit.parameters(), *images))
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and weighty):
+        learning = any(weight.requires_grad for weight in self.vit.parameters())
+        wanted = torch.is_grad_enabled() and any(image.requires_grad for image in images)
+        if torch.compiler.is_compiling() or learning or wanted:
+            if learning:
+                self._fast = None
             precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
             with autocast(self.mean.device, precision):
                 return work(self.vit, lambda x: x.to(self.vit.cls_token.dtype))
@@ -258,14 +272,18 @@ class TensorEncoder(nn.Module):
 
         Two threads may both make it: the same, once too often.
         """
-        weights = self.vit.parameters()
-        state = [(id(w), w.device, 0 if w.is_inference() else w._version) for w in weights]
+        weights = list(self.vit.parameters())
+        state = [
+            (id(w), w.device, w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights
+        ]
         fast = self._fast
-        if fast is None or fast[0] != state:
+        if fast is None or fast.state != state or _changed(fast):
             with torch.inference_mode(False):
-                fast = (state, for_inference(self.vit, self.dtype))
+                views = _views(weights)
+                values = torch.cat(views) if views else None
+                fast = FastCopy(state, views, values, for_inference(self.vit, self.dtype))
             self._fast = fast
-        return fast[1]
+        return fast.vit
 
     # --- as a module ------------------------------------------------------------------------
 
@@ -281,6 +299,20 @@ class TensorEncoder(nn.Module):
     def extra_repr(self) -> str:
         """What prints beside the network: preset, size, and the type it computes in."""
         return f"{self.preprocess}, dtype={self.dtype}"
+
+
+def _views(weights: list[nn.Parameter]) -> list[Tensor]:
+    """A few values of each weight: what is written through ``.data`` is not counted by torch.
+
+    On a GPU none: looking would wait for the device.
+    """
+    if any(weight.device.type != "cpu" for weight in weights):
+        return []
+    return [w.detach().reshape(-1)[:: max(1, w.numel() // SOME)] for w in weights]
+
+
+def _changed(fast: FastCopy) -> bool:
+    return fast.values is not None and not torch.equal(torch.cat(fast.views), fast.values)
 
 
 def device_of(device: str | torch.device) -> torch.device:

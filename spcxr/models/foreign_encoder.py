@@ -89,6 +89,8 @@ def _heads(
     path: Path,
 ) -> tuple[int, tuple[str, ...]]:
     """How many heads, and the note that they were assumed."""
+    if asked is not None and asked < 1:
+        raise SpcxrError(f"{path}: heads is {asked}; give 1 or more")
     said = found.heads or config.get("model_args", {}).get("num_heads")
     if number := asked or said:
         return int(number), ()
@@ -97,7 +99,7 @@ def _heads(
             return known.heads, (f"heads: {known.heads}, as every {name} has",)
     raise SpcxrError(
         f"{path}: an encoder of width {size[0]} and depth {size[1]}, and no config.json that says "
-        "how many heads attend; give heads="
+        "how many heads attend; give heads"
     )
 
 

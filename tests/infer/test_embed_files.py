@@ -10,9 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
+from foreign_states import HEADS, timm_state
 from safetensors import safe_open
 
-from spcxr.data.presets import Preprocess
+import spcxr
+from spcxr.cli import use
+from spcxr.data.presets import FITS, PRESETS, Preprocess
 from spcxr.data.study import Study, read_study
 from spcxr.errors import NothingDone, SpcxrError
 from spcxr.infer import embed_files as module
@@ -116,6 +120,8 @@ def test_what_is_embedded_travels_with_the_vectors(untrained, files, compute, tm
     assert said == json.loads(in_safetensors)
     assert said["preprocess"] == Preprocess(size_px=32).to_dict()
     assert said["shapes"] == {"cls": [WIDTH]}
+    assert (said["mean"], said["std"]) == ([0.25], [0.25])
+    assert (said["heads"], said["precision"]) == (3, "fp32")
 
 
 # --- parts ----------------------------------------------------------------------------------
@@ -141,7 +147,7 @@ def fake(monkeypatch, *, width=WIDTH, bad=()):
         study = Study(pixels, bits=8)
         return Ready(given, study, SimpleNamespace(pixels=pixels, box=(0, 0, 4, 4)), None)
 
-    monkeypatch.setattr(module, "open_embedder", lambda model, compute: embedder)
+    monkeypatch.setattr(module, "open_embedder", lambda model, compute, told: embedder)
     monkeypatch.setattr(module, "read_prepared", read)
 
 
@@ -234,6 +240,16 @@ def test_a_torn_part_is_said(monkeypatch, compute, tmp_path):
         embed_files("fake", [tmp_path / "in"], out, compute)
 
 
+def test_nothing_is_left_of_a_command_that_made_nothing(monkeypatch, compute, tmp_path):
+    """A path with a slip in it: the next try may well be with other settings."""
+    fake(monkeypatch)
+    with pytest.raises(SpcxrError, match="no such file or folder"):
+        embed_files("fake", [tmp_path / "nowhere"], tmp_path / "o.npz", compute)
+    assert list(tmp_path.iterdir()) == []
+    folder = touched(tmp_path / "in", 1)
+    embed_files("fake", [folder], tmp_path / "o.npz", compute, tokens="both")
+
+
 def test_all_rejected(monkeypatch, compute, tmp_path):
     fake(monkeypatch, bad=set(range(3)))
     with pytest.raises(NothingDone, match=r"00000: it is bad \(all 3 rejected: see .*o.npz"):
@@ -258,3 +274,44 @@ def test_memory_does_not_grow_with_the_number_of_files(suffix, monkeypatch, comp
     python, arrow = peaks[5000] - peaks[1000]
     assert python < 4000 * 1000, peaks
     assert arrow < 2**21, peaks
+
+
+# --- weights of another library -------------------------------------------------------------
+
+
+def test_flags_say_how_the_images_of_other_weights_were_made(png, tmp_path):
+    """What they leave out is assumed and said in words that are neither flags nor keywords."""
+    file, weights = png("a.png"), tmp_path / "w.pth"
+    torch.save({"model": timm_state()}, weights)
+    flags = ("--preset", "rad-dino", "--fit", "crop", "--size-px", "40", "--heads", str(HEADS))
+    run = embed(weights, file, tmp_path / "a.npz", *flags, "--mean", "0.4,0.5,0.6", "--std", "0.2")
+    assert (run.exit_code, "assumed" in run.stderr) == (0, False), run.output
+    settings = {"preset": "rad-dino", "fit": "crop", "size_px": 40}
+    numbers = {"mean": (0.4, 0.5, 0.6), "std": 0.2, "heads": HEADS}
+    encoder = spcxr.load_encoder(weights, "cpu", "fp32", preprocess=settings, **numbers)
+    found, _, _ = read_vectors(tmp_path / "a.npz")
+    np.testing.assert_allclose(found, encoder(file).cls.numpy(), rtol=1e-4, atol=1e-5)
+    run = embed(weights, file, tmp_path / "b.npz", "--heads", str(HEADS))
+    assert "assumed preprocess: minmax, pad, 32 px; mean and std: ImageNet's." in run.stderr
+    assert "Give preset, fit, mean and std if they are others" in run.stderr
+    other, _, _ = read_vectors(tmp_path / "b.npz")
+    assert np.abs(other - found).max() > 1e-2
+
+
+def test_flags_for_other_weights_are_refused_where_they_cannot_be(untrained, png, tmp_path):
+    file, out = png("a.png"), tmp_path / "o.npz"
+    run = embed(untrained() / "model", file, out, "--preset", "voi")
+    assert (run.exit_code, "come with these weights; leave them out" in run.output) == (2, True)
+    run = embed(untrained() / "model", file, out, "--mean", "a half")
+    assert (run.exit_code, "'a half': give a number, or one a channel" in run.output) == (2, True)
+
+
+def test_presets_and_fits_on_offer_are_those_that_are_known():
+    kinds = {parameter.name: parameter.type for parameter in use.commands["embed"].params}
+    assert tuple(kinds["preset"].choices) == tuple(PRESETS)
+    assert tuple(kinds["fit"].choices) == FITS
+
+
+def embed(model, file, out, *flags):
+    usual = ("--out", str(out), "--device", "cpu", "--precision", "fp32")
+    return CliRunner().invoke(use, ["embed", str(model), str(file), *usual, *flags])

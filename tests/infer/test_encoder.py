@@ -63,6 +63,15 @@ def test_a_dicom_is_prepared_as_the_weights_say(tmp_path):
     assert (encoder(file).cls - other(file).cls).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float64, ">f4", ">u2"])
+def test_arrays_of_any_width_and_byte_order_are_one_image(kind):
+    encoder, levels = made(), np.linspace(0, 1, 257)[:, None] * np.linspace(0.5, 1, 33)
+    top = 65535 if kind == ">u2" else 1
+    given = (levels * top).astype(kind)
+    wanted = encoder((given.astype(np.float64) * (65535 / top) + 0.5).astype(np.uint16))
+    close(encoder(given), wanted)
+
+
 def test_order_and_batches_do_not_matter(tmp_path):
     encoder, arrays = made(), [grey(100 + 7 * n, 90, n) for n in range(5)]
     Image.fromarray(arrays[1]).save(tmp_path / "1.png")
@@ -106,6 +115,16 @@ def test_only_visible_patches_are_read():
         image[0, hidden.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1)] = 1.5
     close(encoder(changed, visible=mask), features)
     close(encoder(images, visible=torch.ones_like(mask)), encoder(images))
+
+
+def test_one_image_may_have_its_mask_alone(tmp_path):
+    encoder, mask, lungs = made(), seen(1), np.zeros((120, 90), bool)
+    lungs[30:70, 20:60] = True
+    Image.fromarray(grey()).save(tmp_path / "a.png")
+    for image in (grey(), tmp_path / "a.png", str(tmp_path / "a.png")):
+        close(encoder(image, visible=mask[0]), encoder([image], visible=mask))
+        close(encoder(image, visible=lungs), encoder([image], visible=[lungs]))
+        close(encoder(image, visible=mask), encoder([image], visible=mask))
 
 
 def test_an_image_of_which_nothing_is_read():

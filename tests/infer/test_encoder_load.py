@@ -102,7 +102,7 @@ def test_loaded_in_inference_mode_it_can_still_learn(run):
 # -- weights of others ------------------------------------------------------------------------
 
 IMAGES = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-ASSUMED = r"does not say how its images were made; assumed .*\. Give preprocess="
+ASSUMED = r"does not say how its images were made; assumed .*\. Give preset, fit"
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -153,7 +153,10 @@ def test_a_timm_folder_says_mean_std_and_heads(tmp_path):
         "pretrained_cfg": {"mean": [0.3], "std": [0.2]},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.warns(UserWarning, match=r"assumed preprocess: minmax, pad, 32 px\. Give"):
+    with pytest.warns(
+        UserWarning,
+        match=r"assumed preprocess: minmax, pad, 32 px\. Give",
+    ):
         encoder = spcxr.load_encoder(tmp_path, **CPU)
     assert (encoder.vit.heads, encoder.vit.channels) == (HEADS, 1)
     assert (encoder.mean.item(), encoder.std.item()) == pytest.approx((0.3, 0.2))
@@ -162,14 +165,27 @@ def test_a_timm_folder_says_mean_std_and_heads(tmp_path):
 def test_what_is_said_by_hand_is_believed(tmp_path):
     torch.save(timm_state(channels=1), tmp_path / "w.pt")
     by_hand = {"heads": HEADS, "preprocess": Preprocess(size_px=64)}
-    with pytest.raises(SpcxrError, match="give mean= and std="):
+    with pytest.raises(SpcxrError, match="give mean and std"):
         spcxr.load_encoder(tmp_path / "w.pt", **CPU, **by_hand)
     encoder = spcxr.load_encoder(tmp_path / "w.pt", **CPU, **by_hand, mean=0.5, std=[0.25])
     assert (encoder.mean.item(), encoder.std.item()) == (0.5, 0.25)
     with pytest.raises(SpcxrError, match="another number of channels than its 1"):
         spcxr.load_encoder(tmp_path / "w.pt", **CPU, **by_hand, mean=[0.5] * 3, std=0.25)
-    with pytest.raises(SpcxrError, match=f"width {WIDTH} and depth 2.*; give heads="):
+    with pytest.raises(SpcxrError, match=f"width {WIDTH} and depth 2.*; give heads"):
         spcxr.load_encoder(tmp_path / "w.pt", **CPU, mean=0.5, std=0.25)
+
+
+def test_some_of_the_preprocessing_may_be_said(tmp_path):
+    torch.save(timm_state(channels=1), tmp_path / "w.pt")
+    others = {"heads": HEADS, "mean": np.float32(0.5), "std": np.array([0.25])}
+    told = {"preset": "rad-dino", "fit": "crop"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is assumed
+        encoder = spcxr.load_encoder(tmp_path / "w.pt", **CPU, **others, preprocess=told)
+    assert encoder.preprocess == Preprocess(**told, size_px=SIDE)
+    told = {"fit": "crop", "size_px": 40}
+    with pytest.warns(UserWarning, match=r"assumed preprocess: minmax, crop, 40 px\."):
+        spcxr.load_encoder(tmp_path / "w.pt", **CPU, **others, preprocess=told)
 
 
 # -- refusals ---------------------------------------------------------------------------------
@@ -179,6 +195,34 @@ def test_our_weights_say_their_preprocessing_themselves(run):
     for given in ({"mean": 0.5}, {"preprocess": Preprocess()}, {"heads": 3}):
         with pytest.raises(SpcxrError, match="come with these weights; leave them out"):
             spcxr.load_encoder(run, **CPU, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"mean": (123.6, 116.3, 103.5), "std": 58.4}, r"mean 123.6, .* not of pixels in \[0, 1\]"),
+        ({"mean": 0.5, "std": 0}, "not of pixels"),
+        ({"mean": 0.5, "std": -0.25}, "not of pixels"),
+        ({"mean": float("nan"), "std": 0.25}, "not of pixels"),
+        ({"mean": "0.5;0.5", "std": 0.25}, "mean is '0.5;0.5'; give a number, or one a channel"),
+        ({"heads": 0}, "heads is 0; give 1 or more"),
+        ({"heads": -HEADS}, "heads is -3; give 1 or more"),
+        ({"preprocess": "minmax"}, "preprocess is 'minmax'; give a Preprocess, or some of preset"),
+        ({"preprocess": {"preset": "minmax", "size": 3}}, "give a Preprocess, or some of preset"),
+        ({"preprocess": {"preset": "maxmin"}}, "preprocess preset is 'maxmin'; choose: minmax"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path, given, reason):
+    torch.save(timm_state(), tmp_path / "w.pt")
+    with pytest.raises(SpcxrError, match=reason):
+        spcxr.load_encoder(tmp_path / "w.pt", **CPU, **{"heads": HEADS, **given})
+
+
+def test_a_file_that_is_no_weights_is_named(tmp_path, run):
+    (tmp_path / "notes.txt").write_text("a radiograph")
+    for file in (tmp_path / "notes.txt", run / "model" / "config.json"):
+        with pytest.raises(SpcxrError, match=rf"{file.name}: is no weights file by its name; give"):
+            spcxr.load_encoder(file, **CPU)
 
 
 class Code:

@@ -65,6 +65,7 @@ def test_training_reaches_the_weights_and_the_fast_copy_follows(dtype):
     plain = tool.encoder.vit(IMAGES)
     assert torch.cosine_similarity(after, plain).min() > 0.99
     # in the other direction, and by assignment
+    tool.requires_grad_(False)
     for assign in (False, True):
         tool.encoder.vit.load_state_dict(made(seed=int(assign)).vit.state_dict(), assign=assign)
         with torch.no_grad():
@@ -169,3 +170,41 @@ def test_the_start_loads_little(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == [f"torch.Size([1, {WIDTH}])", "[]"]
+
+
+def by_data(weight):
+    weight.data.mul_(0.9)
+
+
+def by_other_data(weight):
+    weight.data = weight.data * 0.9
+
+
+def by_a_fused_step(weight):
+    weight.requires_grad_()
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=0.01, fused=True).step()
+    weight.grad = None
+    weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("change", [by_data, by_other_data, by_a_fused_step])
+def test_changes_that_torch_does_not_count_are_seen(change):
+    encoder = made()
+    first = encoder(IMAGES).cls
+    change(encoder.vit.blocks[1].mlp.fc1.weight)
+    after = encoder(IMAGES).cls
+    assert (after - first).abs().max() > 1e-3
+    torch.testing.assert_close(after, encoder.vit(IMAGES), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_learn_by_a_fused_optimiser_are_those_that_answer():
+    encoder = made()
+    encoder(IMAGES)
+    encoder.requires_grad_()
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=0.01, fused=True)
+    for _ in range(2):
+        encoder(IMAGES).cls.square().mean().backward()
+        optimiser.step()
+        with torch.no_grad():
+            torch.testing.assert_close(encoder(IMAGES).cls, encoder.vit(IMAGES))

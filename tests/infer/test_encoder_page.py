@@ -97,4 +97,4 @@ def test_a_users_program_is_typed(tmp_path):
         "list[torch._tensor.Tensor]",
         "torch._tensor.Tensor",
     ]
-    assert "preprocess: spcxr.data.presets.Preprocess | None" in revealed[4]
+    assert "preprocess: spcxr.data.presets.Preprocess | typing.Mapping" in revealed[4]

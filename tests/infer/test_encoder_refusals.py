@@ -116,6 +116,8 @@ TENSORS = [
     ([NOISE[0], "a.png"], "a Tensor among the images"),
     ({"image": 1}, "No such|no such"),
     ([3.5], "a float among the images"),
+    (None, "a NoneType; give paths"),
+    (Image.fromarray(grey()), r"a Image; give paths, .*np.asarray\(image\)"),
 ]
 
 

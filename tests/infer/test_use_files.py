@@ -159,6 +159,27 @@ def test_a_colour_photo_is_read_by_its_luminance_and_said(command, untrained, tm
     assert "a colour picture, read by its luminance" in rows(out)[0]["notes"]
 
 
+@pytest.mark.parametrize("out", ["out.npz", "out.json", "out.parquet"])
+def test_results_beside_the_images_are_no_inputs(out, untrained, png, tmp_path):
+    """A file of results in the folder of the images; the command is stopped, and goes on."""
+    folder = png("sub/a.png").parent.parent
+    png("b.png")
+    (folder / f"{out}.parts").mkdir()
+    (folder / f"{out}.parts" / "000000009.old").touch()
+    (folder / f"{out}.rows.csv").touch()
+    command = "embed" if out != "out.json" else "predict"
+    run = call(command, untrained(), [folder], folder / out)
+    assert f"(2 {DID[command]}, 0 rejected)" in run.output
+
+
+def test_settings_of_a_csv_beside_the_images_are_no_input(untrained, png):
+    folder = png("a.png").parent
+    for _ in range(2):
+        run = call("predict", untrained(), [folder], folder / "out.csv")
+        assert "(1 predicted, 0 rejected)" in run.output
+    assert (folder / "out.settings.json").is_file()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nothing_done_is_exit_code_1_and_the_reasons_are_kept(command, untrained, tmp_path):
     (tmp_path / "empty.png").touch()
@@ -316,7 +337,8 @@ def test_other_settings_are_refused(command, untrained, png, tmp_path):
         parts = out.with_name("out.parquet.parts")
         parts.mkdir()
         (parts / "settings.json").write_text("{}")
-        said = "other settings (model, preprocess, shapes, with_ids); choose another --out"
+        names = "model, preprocess, mean, std, heads, precision, shapes, with_ids"
+        said = f"other settings ({names}); choose another --out"
     else:
         assert call(command, untrained(), [first], out).exit_code == 0
         said = "other settings (model); choose another --out"
