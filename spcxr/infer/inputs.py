@@ -14,6 +14,8 @@ from pathlib import Path
 from spcxr.errors import SpcxrError
 
 LONGEST = 240
+BESIDE = (".parts", ".rows.csv")  # what commands write beside an --out that is a file
+SETTINGS = ".settings.json"  # in place of its suffix
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def find_inputs(
     taken
         files of earlier runs and the names that they have, and keep.
     out
-        the folder of the results: what lies in it is no input of a folder around it.
+        folder or file of the results: neither it, nor what commands write beside it, is an input
+        of a folder around it.
 
     Raises
     ------
@@ -83,7 +86,10 @@ def _walk_beside(folder: Path, out: Path | None) -> list[str]:
         return names
     if (below := place.relative_to(folder.resolve())) == Path():
         raise SpcxrError(f"{out}: is an input, too; choose another --out")
-    return [name for name in names if not Path(name).is_relative_to(below)]
+    made = {below, *(below.with_name(below.name + end) for end in BESIDE)}
+    made.add(below.with_suffix(SETTINGS))
+    own = tuple(f"{path.as_posix()}/" for path in made)
+    return [name for name in names if not f"{name}/".startswith(own)]
 
 
 def _names(files: Mapping[Path, Path], taken: Mapping[Path, str]) -> list[str]:
