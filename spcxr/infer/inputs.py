@@ -14,8 +14,6 @@ from pathlib import Path
 from spcxr.errors import SpcxrError
 
 LONGEST = 240
-BESIDE = (".parts", ".rows.csv")  # what commands write beside an --out that is a file
-SETTINGS = ".settings.json"  # in place of its suffix
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,8 @@ def find_inputs(
     taken
         files of earlier runs and the names that they have, and keep.
     out
-        folder or file of the results: neither it, nor what commands write beside it, is an input
-        of a folder around it.
+        the folder or file of the results: neither it, nor what lies in it or is kept beside it
+        until all is done, is an input of a folder around it.
 
     Raises
     ------
@@ -56,8 +54,14 @@ def find_inputs(
     ...     [found.name for found in find_inputs([folder])]
     ['a.dcm', 'a.png', 'b']
     """
+    files = _files(given, out)
+    names = _names(files, taken or {})
+    return [Input(path, name) for path, name in zip(files, names, strict=True)]
 
-    files: dict[Path, Path] = {}  # where it is -> what it is called below what was given
+
+def _files(given: Sequence[str | Path], out: Path | None) -> dict[Path, Path]:
+    """Where each file is -> what it is called below what was given."""
+    files: dict[Path, Path] = {}
     seen: set[str] = set()
     for one in map(Path, given):
         if not one.exists():
@@ -73,8 +77,7 @@ def find_inputs(
             if place not in seen:
                 seen.add(place)
                 files[path] = called
-    names = _names(files, taken or {})
-    return [Input(path, name) for path, name in zip(files, names, strict=True)]
+    return files
 
 
 def _walk_beside(folder: Path, out: Path | None) -> list[str]:
@@ -86,10 +89,10 @@ def _walk_beside(folder: Path, out: Path | None) -> list[str]:
         return names
     if (below := place.relative_to(folder.resolve())) == Path():
         raise SpcxrError(f"{out}: is an input, too; choose another --out")
-    made = {below, *(below.with_name(below.name + end) for end in BESIDE)}
-    made.add(below.with_suffix(SETTINGS))
-    own = tuple(f"{path.as_posix()}/" for path in made)
-    return [name for name in names if not f"{name}/".startswith(own)]
+    beside = (f"{out.name}.parts", f"{out.name}.rows.csv", f"{out.stem}.settings.json")
+    ours = tuple(below.with_name(name).as_posix() for name in (out.name, *beside))
+    inside = tuple(f"{name}/" for name in ours)
+    return [name for name in names if name not in ours and not name.startswith(inside)]
 
 
 def _names(files: Mapping[Path, Path], taken: Mapping[Path, str]) -> list[str]:

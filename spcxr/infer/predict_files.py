@@ -22,7 +22,7 @@ from spcxr.errors import SpcxrError
 from spcxr.evaluate.report import plain
 from spcxr.infer.header_ids import IDS, header_ids
 from spcxr.infer.input_range import unlike_training
-from spcxr.infer.inputs import SETTINGS, Input
+from spcxr.infer.inputs import Input
 from spcxr.infer.mask_scores import InMemory
 from spcxr.infer.operating import RULE, operating_point
 from spcxr.infer.predict import TrainedModel, load_trained, predict_classes
@@ -95,7 +95,7 @@ def open_rows(
 ) -> AbstractContextManager[Any]:
     """The table of a file ``out``: a CSV, or parts to be joined."""
     if out.suffix == ".csv":
-        kept = out.with_suffix(SETTINGS)
+        kept = out.with_suffix(".settings.json")
         return open_table(out, columns, settings, kept=kept, digits=DIGITS)
     return open_parts(out, pa.schema([(name, _type(name)) for name in columns]), settings)
 

@@ -73,7 +73,8 @@ def open_table(
 ) -> Iterator[Table]:
     """The CSV ``file``, new or gone on with; no other process may have it open.
 
-    A line that was cut short is dropped. ``settings`` are kept in the file ``kept``.
+    A line that was cut short is dropped. ``settings`` are kept in the file ``kept``. Without a row
+    neither file stays.
 
     Raises
     ------
@@ -91,7 +92,12 @@ def open_table(
         refuse_others(kept, dict(settings))
         table = Table(opened, columns, digits)
         _go_on(opened, table)
-        yield table
+        try:
+            yield table
+        finally:
+            if not table.names:  # nothing to go on with, nor to be of other settings
+                file.unlink(missing_ok=True)
+                kept.unlink(missing_ok=True)
 
 
 def lock(file: IO[Any], out: Path) -> None:

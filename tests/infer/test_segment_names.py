@@ -99,3 +99,9 @@ def test_one_file_by_two_ways_is_one(drawing, png, compute, tmp_path):
     file = png("a.png")
     given = [file, file.parent / ".." / "in" / "a.png"]
     assert segment_files(drawing("lung"), given, tmp_path / "out", Wanted(), compute).done == 1
+
+
+def test_inputs_that_are_not_there_leave_nothing(untrained, tmp_path, compute):
+    with pytest.raises(SpcxrError, match="no such file or folder"):
+        predict_files(untrained(), [tmp_path / "no.png"], tmp_path / "out" / "o.csv", compute)
+    assert list((tmp_path / "out").iterdir()) == []
