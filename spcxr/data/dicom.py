@@ -202,12 +202,16 @@ def decode(path: str | Path, dataset: pydicom.Dataset) -> np.ndarray:
     reason = f"its pixels ({syntax.name}) are cut short or damaged"
     with _quiet(), decoding(path, chosen or "pydicom", reason):
         # Unused bits stay as they are: pydicom would wrap values when BitsStored is too small.
-        return pixel_array(
+        stored = pixel_array(
             dataset,
             correct_unused_bits=False,
             view_only=True,
             decoding_plugin=chosen,
         )
+    # Of pixels enough for several frames pydicom makes several, whatever the header says.
+    if stored.ndim != (2 if int(dataset.SamplesPerPixel) == 1 else 3):
+        raise Rejected(path, "it holds more pixels than the one frame its header says")
+    return stored
 
 
 def plugin(syntax: UID) -> str:

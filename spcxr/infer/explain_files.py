@@ -229,12 +229,12 @@ class Explainer:
 def folder_names(labels: Sequence[str]) -> tuple[str, ...]:
     """The name of a folder for each label, no two alike.
 
-    >>> folder_names(["covid", "Lung Opacity", "lung/opacity"])
-    ('covid', 'Lung_Opacity', 'lung_opacity-2')
+    >>> folder_names(["covid", "Lung Opacity", "lung/opacity", ".."])
+    ('covid', 'Lung_Opacity', 'lung_opacity-2', '_')
     """
     made: list[str] = []
     for number, label in enumerate(labels):
-        plain = re.sub(r"[^\w.-]+", "_", label)
+        plain = re.sub(r"[^\w.-]+|^\.+", "_", label)  # ".." is the folder above
         taken = {name.lower() for name in made}
         made.append(plain if plain.lower() not in taken else f"{plain}-{number}")
     return tuple(made)

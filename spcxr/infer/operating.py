@@ -70,12 +70,15 @@ def operating_point(
     ------
     SpcxrError
         a ``calibration.json`` or ``thresholds.json`` that is torn, of other labels, or without
-        the rule.
+        the rule; a rule other than `RULE` where there are no thresholds that it could choose of.
     """
     temperatures = read_calibration(trained.folder, trained.names)
     if threshold is not None:
         return OperatingPoint(temperatures, threshold, "the threshold given")
     own = read_thresholds(trained.folder, trained.names) if trained.multilabel else None
+    if own is None and rule != RULE:
+        lacks = "has no thresholds.json" if trained.multilabel else "calls the likeliest class"
+        raise SpcxrError(f"{trained.folder}: {lacks}, by no rule; leave {rule!r} out")
     if own is None:
         return OperatingPoint(temperatures, HALF, "a probability of a half")
     if rule not in own:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from spcxr.errors import SpcxrError
 from spcxr.infer.result_parts import Parts
-from spcxr.infer.result_table import Row, cell
+from spcxr.infer.result_table import Row, cell, csv_line
 
 Shapes = Mapping[str, tuple[int, ...]]
 KEY = "spcxr"  # of the settings in a parquet or safetensors file's own metadata
@@ -72,14 +71,13 @@ def write_csv(parts: Parts, file: Path, shapes: Shapes) -> None:
     plain = [name for name in parts.schema.names if name not in shapes]
     wide = [f"{name}_{k}" for name, shape in shapes.items() for k in range(int(np.prod(shape)))]
     with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened, lineterminator="\n")
-        writer.writerow([*plain, *wide])
+        opened.write(csv_line([*plain, *wide]))
         for row in rows_of(parts):
             cells = [cell(row[name], DIGITS) for name in plain]
             for name, shape in shapes.items():
                 values = row[name] or [None] * int(np.prod(shape))
                 cells += [cell(value, DIGITS) for value in values]
-            writer.writerow(cells)
+            opened.write(csv_line(cells))
 
 
 def write_npz(parts: Parts, file: Path, shapes: Shapes) -> None:
@@ -126,10 +124,9 @@ def write_rows(parts: Parts, file: Path, shapes: Shapes) -> None:
     """The table beside vectors: ``row`` (from 0) and all columns without vectors, as CSV."""
     plain = [name for name in parts.schema.names if name not in shapes]
     with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened, lineterminator="\n")
-        writer.writerow([ROW, *plain])
+        opened.write(csv_line([ROW, *plain]))
         for number, row in enumerate(rows_of(parts, plain)):
-            writer.writerow([number, *(cell(row[name], DIGITS) for name in plain)])
+            opened.write(csv_line([number, *(cell(row[name], DIGITS) for name in plain)]))
 
 
 def rows_of(parts: Parts, names: list[str] | None = None) -> Iterator[Row]:

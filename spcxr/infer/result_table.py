@@ -7,7 +7,7 @@ import fcntl
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,10 +58,7 @@ class Table(Counts):
     def add(self, row: Row) -> None:
         """Write one row, and see to it that it is on the disk; what has no column is left out."""
         self.count(row)
-        writer = csv.DictWriter(
-            self.file, self.columns, restval="", extrasaction="ignore", lineterminator="\n"
-        )
-        writer.writerow({name: cell(value, self.digits) for name, value in row.items()})
+        self.file.write(csv_line(cell(row.get(name), self.digits) for name in self.columns))
         self.file.flush()
 
 
@@ -76,7 +73,8 @@ def open_table(
 ) -> Iterator[Table]:
     """The CSV ``file``, new or gone on with; no other process may have it open.
 
-    A line that was cut short is dropped. ``settings`` are kept in the file ``kept``.
+    A line that was cut short is dropped. ``settings`` are kept in the file ``kept``. Without a row
+    neither file stays.
 
     Raises
     ------
@@ -88,13 +86,18 @@ def open_table(
         raise SpcxrError(f"{file.parent}: is a file; choose another --out")
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+", newline="", encoding="utf-8", errors="surrogateescape") as opened:
-        lock(opened, file.parent)
+        lock(opened, file)
         if opened.tell() and not kept.is_file():
             raise SpcxrError(f"{file}: is not of this command; choose another --out")
         refuse_others(kept, dict(settings))
         table = Table(opened, columns, digits)
         _go_on(opened, table)
-        yield table
+        try:
+            yield table
+        finally:
+            if not table.names:  # nothing to go on with, nor to be of other settings
+                file.unlink(missing_ok=True)
+                kept.unlink(missing_ok=True)
 
 
 def lock(file: IO[Any], out: Path) -> None:
@@ -144,11 +147,23 @@ def _go_on(file: IO[str], table: Table) -> None:
     if len(whole) < len(text):
         file.truncate(len(whole.encode("utf-8", "surrogateescape")))
     if not whole:
-        csv.writer(file, lineterminator="\n").writerow(table.columns)
+        file.write(csv_line(table.columns))
         file.flush()
         return
     for row in csv.DictReader(io.StringIO(whole, newline="")):
         table.count(row)
+
+
+def csv_line(cells: Iterable[Any]) -> str:
+    r"""A line of a CSV.
+
+    >>> csv_line(["a\rb.png", 1])
+    '"a\rb.png",1\n'
+    """
+    made = io.StringIO()
+    # What is part of the line's end is quoted: by "\n" alone a "\r" in a name would end the row.
+    csv.writer(made, lineterminator="\r\n").writerow(cells)
+    return made.getvalue()[:-2] + "\n"
 
 
 def cell(value: Any, digits: int = 6) -> Any:

@@ -20,8 +20,8 @@ from spcxr.errors import SpcxrError
 
 PICKLES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLES)
-# How a zip file (torch.save since 1.6) and a bare pickle (before) begin.
-BEGINNINGS_OF_PICKLES = (b"PK\x03\x04", b"\x80\x02")
+# How a zip file (torch.save since 1.6) and a bare pickle (before, or of other protocols) begin.
+BEGINNINGS_OF_PICKLES = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 # What torch's restricted unpickler raises on bytes that are cut short or not a pickle at all.
 TORN = (
     pickle.UnpicklingError,
@@ -46,7 +46,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     _refuse_absent(path)
     with path.open("rb") as file:
-        if file.read(4).startswith(BEGINNINGS_OF_PICKLES):
+        head = file.read(9)
+        # safetensors: the length of its JSON in 8 bytes, which may look like a pickle's first two.
+        if head[8:] != b"{" and head.startswith(BEGINNINGS_OF_PICKLES):
             raise SpcxrError(f"{path}: a pickle, not safetensors; rename it to {path.stem}.pth")
     try:
         return load_file(path)

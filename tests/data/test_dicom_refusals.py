@@ -42,6 +42,8 @@ REFUSED = [
     ({"BitsStored": None}, "pixel description is damaged"),
     ({"RescaleSlope": 0, "RescaleIntercept": 0}, "RescaleSlope"),
     ({"Rows": 81}, "cut short or damaged"),
+    ({"Rows": 20}, "more pixels than the one frame"),
+    ({"Columns": 3}, "more pixels than the one frame"),
     ({"SamplesPerPixel": None}, "cut short or damaged"),
 ]
 

@@ -1,4 +1,4 @@
-"""`spcxr segment`: files of odd names, and of the same; results beside their inputs."""
+"""`spcxr segment | predict | embed`: odd and equal names of files; results beside their inputs."""
 
 import csv
 import os
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from spcxr.errors import SpcxrError
+from spcxr.infer.embed_files import embed_files
+from spcxr.infer.predict_files import predict_files
 from spcxr.infer.segment_files import Wanted, segment_files
 
 
@@ -49,6 +51,16 @@ def test_a_row_torn_behind_a_name_that_is_no_utf8(drawing, png, compute, tmp_pat
     assert table.read_bytes() == whole
 
 
+@pytest.mark.parametrize("out", ["predict.csv", "predict.json", "embed.npz", "embed.parquet"])
+def test_a_table_among_the_inputs_is_none(out, untrained, png, compute):
+    """Nor is what is written beside it; a file of another suffix is."""
+    folder = png(f"{Path(out).stem}.png").parent
+    tool = {"predict": predict_files, "embed": embed_files}[Path(out).stem]
+    for _ in range(2 if out.endswith(".csv") else 1):  # the second time, all results are there
+        counts = tool(untrained(), [folder], folder / out, compute)
+        assert (counts.done, counts.rejected) == (1, 0)
+
+
 def test_results_among_the_inputs_are_no_inputs(drawing, png, compute, tmp_path):
     folder = png("a.png").parent
     model, out = drawing("lung"), folder / "masks of a"
@@ -87,3 +99,9 @@ def test_one_file_by_two_ways_is_one(drawing, png, compute, tmp_path):
     file = png("a.png")
     given = [file, file.parent / ".." / "in" / "a.png"]
     assert segment_files(drawing("lung"), given, tmp_path / "out", Wanted(), compute).done == 1
+
+
+def test_inputs_that_are_not_there_leave_nothing(untrained, tmp_path, compute):
+    with pytest.raises(SpcxrError, match="no such file or folder"):
+        predict_files(untrained(), [tmp_path / "no.png"], tmp_path / "out" / "o.csv", compute)
+    assert list((tmp_path / "out").iterdir()) == []

@@ -329,6 +329,19 @@ def test_a_stopped_command_goes_on(command, untrained, png, tmp_path, monkeypatc
     assert rows(out) == rows(whole)
 
 
+@pytest.mark.parametrize(("command", "out"), [("predict", "o.csv"), ("embed", "o.csv")])
+def test_a_name_may_hold_what_ends_a_line(command, out, untrained, png, tmp_path):
+    names = ["a\rb.png", "c\nd.png", "e\r\nf.png"]
+    files = [png(name) for name in names]
+    out = tmp_path / out
+    for _ in range(2 if command == "predict" else 1):  # the second time it is gone on with
+        assert call(command, untrained(), files, out).exit_code == 0
+        with out.open(newline="") as file:
+            found = list(csv.DictReader(file))
+        assert [row["path"] for row in found] == [str(file) for file in files]
+        assert all(row["status"] == "done" for row in found)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_other_settings_are_refused(command, untrained, png, tmp_path):
     out = tmp_path / OUT[command]
@@ -363,13 +376,23 @@ def test_a_full_disk_is_one_line(command, untrained, png, tmp_path, monkeypatch)
     assert f"error: {out}: No space left on device; free some space\n" in run.output
 
 
-def test_two_at_once_are_refused(untrained, png, tmp_path):
-    parts = tmp_path / "o.npz.parts"
-    parts.mkdir()
-    with (parts / "lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        run = call("embed", untrained(), [png("a.png")], tmp_path / "o.npz")
+@pytest.mark.parametrize(
+    ("command", "out", "held"),
+    [
+        ("embed", "o.npz", "o.npz.parts/lock"),
+        ("predict", "o.csv", "o.csv"),
+        ("predict", "o.json", "o.json.parts/lock"),
+        ("explain", "o", "o/explain.csv"),
+    ],
+)
+def test_two_at_once_are_refused(command, out, held, untrained, png, tmp_path):
+    lock = tmp_path / held
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("w") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        run = call(command, untrained(), [png("a.png")], tmp_path / out)
     assert run.exit_code == 2
+    assert f"error: {tmp_path / out}" in run.output
     assert "another process writes here; choose another --out" in run.output
 
 

@@ -3,13 +3,15 @@
 import argparse
 import os
 import pathlib
+import pickle
 
 import pytest
 import torch
 from foreign_states import timm_state, tiny
+from safetensors.torch import save_file
 
 from spcxr.errors import SpcxrError
-from spcxr.models.weight_files import read_checkpoint
+from spcxr.models.weight_files import read_checkpoint, read_tensors
 from spcxr.models.weights import load_encoder_weights
 
 
@@ -51,6 +53,27 @@ def test_a_pickle_named_safetensors_is_refused(tmp_path, legacy):
     torch.save(timm_state(), file, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(SpcxrError, match=r"a pickle, not safetensors; rename it to w.pth"):
         load_encoder_weights(tiny(), file)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_so_is_a_bare_pickle_of_any_protocol(tmp_path, protocol):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(pickle.dumps(Code(tmp_path / "ran"), protocol=protocol))
+    with pytest.raises(SpcxrError, match=r"a pickle, not safetensors; rename it to w.pth"):
+        read_tensors(file)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_safetensors_that_begins_like_a_pickle_is_read(tmp_path, protocol):
+    """It begins with its header's length: 640 bytes look like protocol 2."""
+    file, length = tmp_path / "w.safetensors", 128 + 256 * protocol
+    kept = {"a": torch.arange(3.0)}
+    save_file(kept, file, metadata={"note": ""})
+    bare = int.from_bytes(file.read_bytes()[:8], "little")
+    save_file(kept, file, metadata={"note": "x" * (length - bare)})
+    assert file.read_bytes()[:2] == bytes([128, protocol])
+    torch.testing.assert_close(read_tensors(file), kept)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

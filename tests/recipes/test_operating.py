@@ -81,6 +81,16 @@ def test_a_threshold_that_is_given_goes_before_the_models(task_model):
     assert operating_point(trained, None).threshold.tolist() == [0.2, 0.7]
 
 
+def test_a_rule_that_cannot_be_kept_is_refused(task_model):
+    several = load_trained(task_model("several", NAMES))
+    with pytest.raises(SpcxrError, match=r"no thresholds.json, by no rule; leave 'sens.* out"):
+        operating_point(several, None, "sensitivity_90")
+    one = load_trained(task_model("one", ["a", "b"], multilabel=False))
+    with pytest.raises(SpcxrError, match="calls the likeliest class, by no rule; leave 'sens"):
+        operating_point(one, None, "sensitivity_90")
+    assert operating_point(several, None).threshold == 0.5
+
+
 def test_one_of_many_has_one_temperature_and_no_threshold(make_store, task_model, tmp_path):
     model = task_model("run", ["a", "b"], multilabel=False)
     store = make_store(lambda there: {"label": ["ab"[int(t)] for t in there]})
