@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
+import io
 import json
 import logging
 import shutil
@@ -104,14 +104,19 @@ def backends(job: Job) -> dict[str, str]:
     return {"": "reference", "-spcxr": "native"}
 
 
+# Both are made in memory: torch's own writer of files ends the process when the disk is full.
+
+
 def write_pt2(graph: Graph, job: Job) -> list[Check]:
     """``NAME.pt2`` of aten operators alone and ``NAME-spcxr.pt2`` of spcxr's own among them."""
     checks = []
     for suffix, backend in backends(job).items():
         file = f"{graph.name}{suffix}.pt2"
-        program, path = trace(graph, job, backend), str(job.folder / file)
+        program, path = trace(graph, job, backend), job.folder / file
+        made = io.BytesIO()
         with quietly():
-            torch.export.save(program, path, extra_files={"spcxr.json": json.dumps(job.facts)})
+            torch.export.save(program, made, extra_files={"spcxr.json": json.dumps(job.facts)})
+            path.write_bytes(made.getbuffer())
             answers: Any = torch.export.load(path).module()
         checks.append(held_against(file, graph, job, answers, f"torch {torch.__version__}"))
     return checks
@@ -125,12 +130,13 @@ def write_aoti(graph: Graph, job: Job) -> list[Check]:
     said = {key: json.dumps(value) for key, value in job.facts.items()}
     for suffix, backend in backends(job).items():
         file = f"{graph.name}{suffix}.aoti.pt2"
-        program, path = trace(graph, job, backend), str(job.folder / file)
+        program, made = trace(graph, job, backend), io.BytesIO()
         with quietly(), torch.no_grad():
             torch._inductor.aoti_compile_and_package(
-                program, package_path=path, inductor_configs={"aot_inductor.metadata": said}
+                program, package_path=made, inductor_configs={"aot_inductor.metadata": said}
             )
-            answers: Any = torch._inductor.aoti_load_package(path)
+            (job.folder / file).write_bytes(made.getbuffer())
+            answers: Any = torch._inductor.aoti_load_package(str(job.folder / file))
         checks.append(held_against(file, graph, job, answers, f"AOTInductor {torch.__version__}"))
     return checks
 

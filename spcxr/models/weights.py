@@ -111,8 +111,8 @@ def save_model_folder(
 ) -> Path:
     """Write ``model.safetensors``, ``config.json`` and, with a head, ``head.safetensors``.
 
-    The folder is written under a temporary name and renamed; an earlier model folder of that
-    name is replaced, anything else there is refused.
+    The folder is written under a temporary name and renamed; an empty folder or an earlier model
+    folder of that name is replaced, anything else there is refused.
 
     Parameters
     ----------
@@ -138,7 +138,8 @@ def save_model_folder(
     folder = Path(folder)
     if (head is None) != (task is None):
         raise SpcxrError(f"{folder}: a head and its task go together; give both or neither")
-    if folder.exists() and not _is_model_folder(folder):
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not (empty or _is_model_folder(folder)):
         raise SpcxrError(f"{folder}: exists and is no model folder; choose another place")
     config = timm_config(encoder, mean, std) | {
         "preprocess": preprocess,
@@ -150,10 +151,13 @@ def save_model_folder(
     draft = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     try:
         draft.mkdir(parents=True)
-        save_file(_plain(encoder), draft / "model.safetensors", metadata={"format": "pt"})
-        if head is not None:
-            save_file(_plain(head), draft / "head.safetensors", metadata={"format": "pt"})
         (draft / "config.json").write_text(text)
+        for name, module in (("model", encoder), ("head", head)):
+            if module is not None:
+                file = draft / f"{name}.safetensors"
+                save_file(_plain(module), file, metadata={"format": "pt"})
+                # safetensors writes files for their owner alone: as readable as the others.
+                file.chmod((draft / "config.json").stat().st_mode)
         replace_folder(draft, folder)
     except (SafetensorError, OSError) as error:
         raise SpcxrError(
