@@ -157,6 +157,7 @@ def _exported_before(facts: Path) -> tuple[str, ...]:
 
 def _written(exported: Exported, job: Job, kind: str) -> list[Check]:
     if kind == "timm":
+        job.folder.rmdir()  # which its writer makes itself, whole or not at all
         return write_timm(exported, job)
     return [check for graph in exported.graphs for check in WRITERS[kind](graph, job)]
 
@@ -193,6 +194,7 @@ def facts_of(exported: Exported, wanted: Wanted) -> dict[str, Any]:
             "values": "grey levels in [0, 1], 0 = black = air"
             + ("" if wanted.format == "timm" else "; mean and std are taken out inside"),
         },
+        "batch": wanted.batch,
         "channels": exported.channels,
         "image_px": list(exported.encoder.image_px),
         "outputs": {graph.name: list(graph.outputs) for graph in exported.graphs},

@@ -111,8 +111,8 @@ def save_model_folder(
 ) -> Path:
     """Write ``model.safetensors``, ``config.json`` and, with a head, ``head.safetensors``.
 
-    The folder is written under a temporary name and renamed; an empty folder or an earlier model
-    folder of that name is replaced, anything else there is refused.
+    The folder is written under a temporary name and renamed; an earlier model folder of that
+    name is replaced, anything else there is refused.
 
     Parameters
     ----------
@@ -138,8 +138,7 @@ def save_model_folder(
     folder = Path(folder)
     if (head is None) != (task is None):
         raise SpcxrError(f"{folder}: a head and its task go together; give both or neither")
-    empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not (empty or _is_model_folder(folder)):
+    if folder.exists() and not _is_model_folder(folder):
         raise SpcxrError(f"{folder}: exists and is no model folder; choose another place")
     config = timm_config(encoder, mean, std) | {
         "preprocess": preprocess,
@@ -147,17 +146,13 @@ def save_model_folder(
         "provenance": provenance,
         "spcxr_version": __version__,
     }
-    text = json.dumps(config, indent=2) + "\n"
     draft = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     try:
         draft.mkdir(parents=True)
-        (draft / "config.json").write_text(text)
-        for name, module in (("model", encoder), ("head", head)):
-            if module is not None:
-                file = draft / f"{name}.safetensors"
-                save_file(_plain(module), file, metadata={"format": "pt"})
-                # safetensors writes files for their owner alone: as readable as the others.
-                file.chmod((draft / "config.json").stat().st_mode)
+        _save(encoder, draft / "model.safetensors")
+        if head is not None:
+            _save(head, draft / "head.safetensors")
+        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         replace_folder(draft, folder)
     except (SafetensorError, OSError) as error:
         raise SpcxrError(
@@ -168,9 +163,11 @@ def save_model_folder(
     return folder
 
 
-def _plain(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict on the CPU, contiguous, ready for safetensors."""
-    return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+def _save(module: nn.Module, file: Path) -> None:
+    """The state dict, for whoever may read the folder; safetensors writes for the owner alone."""
+    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    save_file(state, file, metadata={"format": "pt"})
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def _is_model_folder(folder: Path) -> bool:
