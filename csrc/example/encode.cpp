@@ -63,6 +63,12 @@ int run(int argc, char** argv) {
   }
   torch::inductor::AOTIModelPackageLoader model(argv[1]);
   const auto facts = model.get_metadata();  // each as JSON, the same as in export.json
+  for (const char* fact : {"batch", "channels", "image_px"}) {
+    if (!facts.contains(fact)) {
+      throw std::runtime_error(std::string(argv[1]) + ": does not say its " + fact +
+                               "; make it with spcxr export --format aoti");
+    }
+  }
   if (facts.at("batch") != "null" && facts.at("batch") != "1") {
     throw std::runtime_error(std::string(argv[1]) + ": takes " + facts.at("batch") +
                              " images at once, not one; export it without --batch-size");

@@ -53,7 +53,12 @@ def trace(graph: Graph, job: Job, backend: str) -> torch.export.ExportedProgram:
     example = torch.rand(job.batch or 2, job.channels, height, width)
     free = {0: torch.export.Dim("batch", min=1, max=2**16)} if job.batch is None else {}
     with torch.no_grad(), dispatch.auto_means(backend), quietly():
-        return torch.export.export(graph.module, (example,), dynamic_shapes={"images": free})
+        made = torch.export.export(graph.module, (example,), dynamic_shapes={"images": free})
+    # Where each line of code lies on this machine, in whose home: nobody else's business.
+    for part in made.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return made
 
 
 @contextlib.contextmanager
@@ -172,6 +177,7 @@ def write_onnx(graph: Graph, job: Job) -> list[Check]:
             verbose=False,
         )
     _call_batch(made.model.graph)
+    _forget_sources(made.model)
     for key, value in job.facts.items():
         made.model.metadata_props[f"spcxr.{key}"] = _text(value)
     made.save(job.folder / file)
@@ -193,6 +199,13 @@ def write_onnx(graph: Graph, job: Job) -> list[Check]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _forget_sources(model: Any) -> None:
+    """Leave out what each node came of: with it, the paths of this machine's Python files."""
+    for graph in (model.graph, *model.functions.values()):
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
 
 
 def _call_batch(graph: Any) -> None:

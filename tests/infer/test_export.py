@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def test_programs_answer_as_the_encoder_and_one_needs_nothing_of_ours(tmp_path):
         assert near(tokens[:, 1:].unflatten(1, (4, 6)), patches)
 
 
+def paths_in(content):
+    """Which folders of this machine's Python files are named in what is given away."""
+    return [
+        p
+        for p in (torch.__file__, export_files.__file__)
+        if str(Path(p).parent).encode() in content
+    ]
+
+
 def operators(program):
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
@@ -83,6 +93,9 @@ def test_pure_aten_means_it(tmp_path):
     assert not [name for name in operators(program) if "spcxr" in name]
     facts = json.loads(said["spcxr.json"])
     assert facts["labels"] == ["covid", "pneumonia"]
+    with zipfile.ZipFile(tmp_path / "out" / "classify.pt2") as parts:
+        found = b"".join(map(parts.read, parts.namelist()))
+    assert not paths_in(found)
     assert (facts["mean"], facts["std"], facts["preprocess"]["size_px"]) == (0.25, 0.125, 64)
     logits, probabilities = program.module()(grey(count=1))
     assert torch.equal(logits.sigmoid(), probabilities)
