@@ -31,6 +31,7 @@ int64_t header_number(std::istream& file) {
 // [1, channels, H, W] float32 in [0, 1]: the same grey in every channel.
 at::Tensor read_pgm(const std::string& path, int64_t channels) {
   std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(path + ": cannot be opened; check the name");
   std::string magic(2, ' ');
   if (!file.read(magic.data(), 2) || magic != "P5") {
     throw std::runtime_error(path + ": no binary PGM (P5); convert it");
@@ -62,8 +63,18 @@ int run(int argc, char** argv) {
   }
   torch::inductor::AOTIModelPackageLoader model(argv[1]);
   const auto facts = model.get_metadata();  // each as JSON, the same as in export.json
+  for (const char* fact : {"batch", "channels", "image_px"}) {
+    if (!facts.contains(fact)) {
+      throw std::runtime_error(std::string(argv[1]) + ": does not say its " + fact +
+                               "; make it with spcxr export --format aoti");
+    }
+  }
+  if (facts.at("batch") != "null" && facts.at("batch") != "1") {
+    throw std::runtime_error(std::string(argv[1]) + ": takes " + facts.at("batch") +
+                             " images at once, not one; export it without --batch-size");
+  }
   const at::Tensor image = read_pgm(argv[2], std::stoll(facts.at("channels")));
-  // A compiled model believes what it is given: another size would be read past its end.
+  // A compiled model believes what it is given: another size is read past its end.
   const std::string size =
       "[" + std::to_string(image.size(2)) + ", " + std::to_string(image.size(3)) + "]";
   if (size != facts.at("image_px")) {

@@ -37,6 +37,7 @@ def export(model: str, kind: str, out: str, **flags: object) -> None:
     def work() -> None:
         from spcxr.infer.export import Wanted
         from spcxr.infer.export import export as write
+        from spcxr.train.interrupt import sigterm_as_ctrl_c
 
         channels, images = flags["channels"], flags["images"]
         opset, batch = flags["opset"], flags["batch_size"]
@@ -49,7 +50,9 @@ def export(model: str, kind: str, out: str, **flags: object) -> None:
             encoder_only=bool(flags["encoder_only"]),
             images=images if isinstance(images, tuple) else (),
         )
-        for check in write(model, out, wanted):
+        with sigterm_as_ctrl_c():
+            checks = write(model, out, wanted)
+        for check in checks:
             click.echo(check)
         click.echo(f"done: {out}")
 

@@ -14,7 +14,7 @@ import torch
 
 from spcxr import __version__
 from spcxr.errors import SpcxrError
-from spcxr.infer.export_card import write_card
+from spcxr.infer.export_card import CARD, write_card
 from spcxr.infer.export_check import Check, check_images
 from spcxr.infer.export_files import (
     OPSETS,
@@ -91,13 +91,17 @@ def export(model: str | Path, out: str | Path, wanted: Wanted) -> list[Check]:
         a model that cannot be exported, a place that holds something else, a missing extra, a
         file whose answers differ.
     """
-    folder = Path(out)
+    folder, place = Path(out), Path(out).resolve()
     _refuse_taken(folder)
+    if place == Path.cwd():  # it is renamed into place, and one would stand nowhere
+        raise SpcxrError(f"{folder}: is the folder you are in; give --out a name within it")
     if wanted.format == "onnx":
         need_onnx()
     only = wanted.encoder_only or wanted.format == "timm"
     exported = take_apart(model, wanted.channels, encoder_only=only)
-    draft = folder.absolute().with_name(f".{folder.absolute().name}.writing-{os.getpid()}")
+    if exported.folder.resolve() == place:
+        raise SpcxrError(f"{folder}: is the model that is read; choose another --out")
+    draft = place.with_name(f".{place.name}.writing-{os.getpid()}")
     job = Job(
         folder=draft,
         channels=exported.channels,
@@ -108,9 +112,15 @@ def export(model: str | Path, out: str | Path, wanted: Wanted) -> list[Check]:
         facts=facts_of(exported, wanted),
     )
     try:
+        draft.mkdir(parents=True)
         checks = _written(exported, job, wanted.format)
         _write_beside(exported, job, checks)
-        replace_folder(draft, folder)
+        replace_folder(draft, place)
+    except OSError as error:
+        said = error.strerror or error
+        raise SpcxrError(
+            f"{folder}: cannot be written ({said}); free some space or choose another --out"
+        ) from error
     except RuntimeError as error:  # torch's, of many lines
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SpcxrError(
@@ -123,18 +133,32 @@ def export(model: str | Path, out: str | Path, wanted: Wanted) -> list[Check]:
 
 def _refuse_taken(folder: Path) -> None:
     """An empty folder and an earlier export may be written over; anything else may not."""
-    facts = folder / FACTS
-    ours = facts.is_file() and '"spcxr_version"' in facts.read_text(errors="replace")
-    if ours or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists():
         return
-    if folder.exists():
+    there = {file.name for file in folder.iterdir()} if folder.is_dir() else {folder.name}
+    files = _exported_before(folder / FACTS)
+    if there and not files:
         raise SpcxrError(f"{folder}: exists and is no earlier export; choose another --out")
+    made = {FACTS, CARD, "config.json", *BESIDE, *files, *(f"{name}.data" for name in files)}
+    if others := sorted(there - made):
+        raise SpcxrError(
+            f"{folder}: holds {others[0]}, which no export wrote; move it, or choose another --out"
+        )
+
+
+def _exported_before(facts: Path) -> tuple[str, ...]:
+    """The files that an earlier export's facts name; () where there are no such facts."""
+    try:
+        found = json.loads(facts.read_text())
+        return tuple(found["files"]) if "spcxr_version" in found else ()
+    except (OSError, ValueError, TypeError, KeyError):
+        return ()
 
 
 def _written(exported: Exported, job: Job, kind: str) -> list[Check]:
     if kind == "timm":
+        job.folder.rmdir()  # which its writer makes itself, whole or not at all
         return write_timm(exported, job)
-    job.folder.mkdir(parents=True)
     return [check for graph in exported.graphs for check in WRITERS[kind](graph, job)]
 
 
@@ -170,6 +194,7 @@ def facts_of(exported: Exported, wanted: Wanted) -> dict[str, Any]:
             "values": "grey levels in [0, 1], 0 = black = air"
             + ("" if wanted.format == "timm" else "; mean and std are taken out inside"),
         },
+        "batch": wanted.batch,
         "channels": exported.channels,
         "image_px": list(exported.encoder.image_px),
         "outputs": {graph.name: list(graph.outputs) for graph in exported.graphs},

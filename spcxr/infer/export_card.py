@@ -11,6 +11,7 @@ from spcxr.infer.export_files import Job
 from spcxr.infer.export_graphs import Exported
 from spcxr.train.model_card import write_model_card
 
+CARD = "README.md"
 USE = {
     "timm": """import timm
 model = timm.create_model("local-dir:DIR", pretrained=True)
@@ -48,7 +49,7 @@ def write_card(exported: Exported, job: Job, checks: list[Check]) -> Path:
     banner = PHANTOMS if facts["provenance"].get("phantoms") else ""
     title = "A chest X-ray model exported by spcxr"
     card = write_model_card(job.folder, title, rows, banner=banner)
-    made = card.rename(job.folder / "README.md")
+    made = card.rename(job.folder / CARD)
     use = f"\n## Use\n\n```python\n{USE[facts['format']]}\n```\n"
     made.write_text(made.read_text() + use)
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
+import io
 import json
 import logging
 import shutil
@@ -53,7 +53,12 @@ def trace(graph: Graph, job: Job, backend: str) -> torch.export.ExportedProgram:
     example = torch.rand(job.batch or 2, job.channels, height, width)
     free = {0: torch.export.Dim("batch", min=1, max=2**16)} if job.batch is None else {}
     with torch.no_grad(), dispatch.auto_means(backend), quietly():
-        return torch.export.export(graph.module, (example,), dynamic_shapes={"images": free})
+        made = torch.export.export(graph.module, (example,), dynamic_shapes={"images": free})
+    # Where each line of code lies on this machine, in whose home: nobody else's business.
+    for part in made.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return made
 
 
 @contextlib.contextmanager
@@ -104,14 +109,19 @@ def backends(job: Job) -> dict[str, str]:
     return {"": "reference", "-spcxr": "native"}
 
 
+# Both are made in memory: torch's own writer of files ends the process when the disk is full.
+
+
 def write_pt2(graph: Graph, job: Job) -> list[Check]:
     """``NAME.pt2`` of aten operators alone and ``NAME-spcxr.pt2`` of spcxr's own among them."""
     checks = []
     for suffix, backend in backends(job).items():
         file = f"{graph.name}{suffix}.pt2"
-        program, path = trace(graph, job, backend), str(job.folder / file)
+        program, path = trace(graph, job, backend), job.folder / file
+        made = io.BytesIO()
         with quietly():
-            torch.export.save(program, path, extra_files={"spcxr.json": json.dumps(job.facts)})
+            torch.export.save(program, made, extra_files={"spcxr.json": json.dumps(job.facts)})
+            path.write_bytes(made.getbuffer())
             answers: Any = torch.export.load(path).module()
         checks.append(held_against(file, graph, job, answers, f"torch {torch.__version__}"))
     return checks
@@ -125,12 +135,13 @@ def write_aoti(graph: Graph, job: Job) -> list[Check]:
     said = {key: json.dumps(value) for key, value in job.facts.items()}
     for suffix, backend in backends(job).items():
         file = f"{graph.name}{suffix}.aoti.pt2"
-        program, path = trace(graph, job, backend), str(job.folder / file)
+        program, made = trace(graph, job, backend), io.BytesIO()
         with quietly(), torch.no_grad():
             torch._inductor.aoti_compile_and_package(
-                program, package_path=path, inductor_configs={"aot_inductor.metadata": said}
+                program, package_path=made, inductor_configs={"aot_inductor.metadata": said}
             )
-            answers: Any = torch._inductor.aoti_load_package(path)
+            (job.folder / file).write_bytes(made.getbuffer())
+            answers: Any = torch._inductor.aoti_load_package(str(job.folder / file))
         checks.append(held_against(file, graph, job, answers, f"AOTInductor {torch.__version__}"))
     return checks
 
@@ -166,6 +177,7 @@ def write_onnx(graph: Graph, job: Job) -> list[Check]:
             verbose=False,
         )
     _call_batch(made.model.graph)
+    _forget_sources(made.model)
     for key, value in job.facts.items():
         made.model.metadata_props[f"spcxr.{key}"] = _text(value)
     made.save(job.folder / file)
@@ -187,6 +199,13 @@ def write_onnx(graph: Graph, job: Job) -> list[Check]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _forget_sources(model: Any) -> None:
+    """Leave out what each node came of: with it, the paths of this machine's Python files."""
+    for graph in (model.graph, *model.functions.values()):
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
 
 
 def _call_batch(graph: Any) -> None:

@@ -146,14 +146,13 @@ def save_model_folder(
         "provenance": provenance,
         "spcxr_version": __version__,
     }
-    text = json.dumps(config, indent=2) + "\n"
     draft = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     try:
         draft.mkdir(parents=True)
-        save_file(_plain(encoder), draft / "model.safetensors", metadata={"format": "pt"})
+        _save(encoder, draft / "model.safetensors")
         if head is not None:
-            save_file(_plain(head), draft / "head.safetensors", metadata={"format": "pt"})
-        (draft / "config.json").write_text(text)
+            _save(head, draft / "head.safetensors")
+        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         replace_folder(draft, folder)
     except (SafetensorError, OSError) as error:
         raise SpcxrError(
@@ -164,9 +163,11 @@ def save_model_folder(
     return folder
 
 
-def _plain(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict on the CPU, contiguous, ready for safetensors."""
-    return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+def _save(module: nn.Module, file: Path) -> None:
+    """The state dict, for whoever may read the folder; safetensors writes for the owner alone."""
+    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    save_file(state, file, metadata={"format": "pt"})
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def _is_model_folder(folder: Path) -> bool:

@@ -9,9 +9,7 @@ import io
 import json
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,7 @@ from spcxr.data.sources import SOURCES, index
 from spcxr.data.store import Store, StoreWriter
 from spcxr.data.structures import settle_structures
 from spcxr.errors import Interrupted, NothingDone, SpcxrError
+from spcxr.train.interrupt import sigterm_as_ctrl_c
 
 OURS = {"work.json", "lock", "pieces", "store"}  # in OUT.partial
 NOT_PART_OF_THE_RESULT = {"workers", "overwrite", "out"}
@@ -316,24 +315,12 @@ def _read_all(assembly: Assembly, preprocess: Preprocess, workers: int) -> None:
             assembly.advance()
 
         try:
-            with _sigterm_as_ctrl_c():
+            with sigterm_as_ctrl_c():
                 make_pieces(pieces, preprocess, processes, made)
         except KeyboardInterrupt as error:
             raise Interrupted(
                 f"stopped with {bar.n} of {total} images read; the same command goes on from there"
             ) from error
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals belong to the main thread
-        return
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, earlier or signal.SIG_DFL)
 
 
 def _join(config: PrepareConfig, out: Path) -> Path:

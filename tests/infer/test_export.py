@@ -1,8 +1,13 @@
 """Exported models: they answer as the model does, anywhere; what cannot be exported is refused."""
 
+import errno
+import importlib
 import json
+import signal
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +25,7 @@ from spcxr.infer.export_check import check_images, compare
 from spcxr.models.weights import load_model_folder
 from spcxr.ops import dispatch
 
+export_module = importlib.import_module("spcxr.infer.export")
 native = pytest.mark.skipif(
     dispatch.native().reason is not None, reason=str(dispatch.native().reason)
 )
@@ -63,6 +69,15 @@ def test_programs_answer_as_the_encoder_and_one_needs_nothing_of_ours(tmp_path):
         assert near(tokens[:, 1:].unflatten(1, (4, 6)), patches)
 
 
+def paths_in(content):
+    """Which folders of this machine's Python files are named in what is given away."""
+    return [
+        p
+        for p in (torch.__file__, export_files.__file__)
+        if str(Path(p).parent).encode() in content
+    ]
+
+
 def operators(program):
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
@@ -78,6 +93,9 @@ def test_pure_aten_means_it(tmp_path):
     assert not [name for name in operators(program) if "spcxr" in name]
     facts = json.loads(said["spcxr.json"])
     assert facts["labels"] == ["covid", "pneumonia"]
+    with zipfile.ZipFile(tmp_path / "out" / "classify.pt2") as parts:
+        found = b"".join(map(parts.read, parts.namelist()))
+    assert not paths_in(found)
     assert (facts["mean"], facts["std"], facts["preprocess"]["size_px"]) == (0.25, 0.125, 64)
     logits, probabilities = program.module()(grey(count=1))
     assert torch.equal(logits.sigmoid(), probabilities)
@@ -207,8 +225,59 @@ def test_a_place_that_holds_something_else_is_left_alone(tmp_path):
         (tmp_path / "new").mkdir(exist_ok=True)
         export(run, tmp_path / "new", Wanted("timm"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["new", "run", "thesis"]
+    (tmp_path / "new" / "notes.txt").write_text("whom we gave it to")
+    line = refused(run, "--format", "timm", "--out", tmp_path / "new")
+    assert "new: holds notes.txt, which no export wrote; move it, or" in line
     (tmp_path / "new" / "export.json").write_text("{}")  # somebody else's
     assert "no earlier export" in refused(run, "--format", "timm", "--out", tmp_path / "new")
+
+
+def test_a_model_is_not_replaced_by_what_is_made_of_it(tmp_path):
+    made = tmp_path / "made"
+    export(save(tmp_path / "run", encoder(depth=1)), made, Wanted("timm"))
+    weights = (made / "model.safetensors").read_bytes()
+    line = refused(made, "--format", "pt2", "--pure-aten", "--out", made)
+    assert line.endswith("made: is the model that is read; choose another --out")
+    assert (made / "model.safetensors").read_bytes() == weights
+
+
+def test_the_place_may_be_a_link_but_not_the_folder_one_is_in(tmp_path, monkeypatch):
+    run = save(tmp_path / "run", encoder(depth=1))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    export(run, tmp_path / "link", Wanted("timm"))
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "run", "there"]
+    modes = {file.stat().st_mode for file in (tmp_path / "there").iterdir()}
+    assert len(modes) == 1  # whoever may read the card may read the weights
+    monkeypatch.chdir(tmp_path / "there")
+    assert refused(run, "--format", "timm", "--out", ".").endswith("give --out a name within it")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    run = save(tmp_path / "run", encoder(depth=1))
+
+    def full(file, data):
+        file.open("wb").close()
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    line = refused(run, "--format", "pt2", "--pure-aten", "--out", tmp_path / "out")
+    assert "out: cannot be written (No space left on device); free some space" in line
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "file").touch()
+    line = refused(run, "--format", "timm", "--out", tmp_path / "file" / "out")
+    assert "out: cannot be written (Not a directory)" in line
+
+
+def test_sigterm_leaves_nothing_half(tmp_path, monkeypatch):
+    run = save(tmp_path / "run", encoder(depth=1))
+    monkeypatch.setattr(
+        export_module, "write_card", lambda *made: signal.raise_signal(signal.SIGTERM)
+    )
+    arguments = [str(run), "--format", "timm", "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(command, arguments).exit_code == 130
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize(

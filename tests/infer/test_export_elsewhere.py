@@ -13,6 +13,7 @@ import torch
 from exported_models import classifier, encoder, save, segmenter
 from PIL import Image
 
+import spcxr
 from spcxr.infer.export import Wanted, export
 from spcxr.ops import dispatch
 
@@ -42,6 +43,9 @@ def test_onnx_takes_grey_and_knows_its_preprocessing(tmp_path, opset, batch):
     assert [check.file for check in checks] == ["encoder.onnx", "classify.onnx"]
     assert all(max(check.differences.values()) < 1e-4 for check in checks)
     session = session_of(tmp_path / "out" / "encoder.onnx")
+    content = (tmp_path / "out" / "encoder.onnx").read_bytes()
+    for place in (torch.__file__, spcxr.__file__):  # nobody's business where they lie
+        assert str(Path(place).parent).encode() not in content
     size = batch or "batch"
     assert [one.shape for one in session.get_inputs()] == [[size, 3, 32, 48]]
     assert [one.shape for one in session.get_outputs()] == [[size, 24], [size, 4, 6, 24]]
@@ -178,6 +182,7 @@ def test_the_example_says_what_is_wrong(tmp_path, program, packages):
         ((package, tmp_path / "a.pgm"), "cut short"),
         ((package, tmp_path / "b.pgm"), "no binary PGM"),
         ((package, tmp_path / "c.pgm"), "[height, width] is [1, 2], the model's [32, 48]; resize"),
+        ((package, tmp_path / "none.pgm"), "none.pgm: cannot be opened; check the name"),
         ((tmp_path / "none.pt2", tmp_path / "a.pgm"), "error: "),
     ):
         run = [str(program), *map(str, arguments)]
