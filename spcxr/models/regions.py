@@ -91,7 +91,7 @@ class LungFinder(nn.Module):
     numbers
         the class numbers that are lung.
 
-    >>> from spcxr.models.decoder import UNETRDecoder
+    >>> from spcxr.models.decoder import Segmenter, UNETRDecoder
     >>> from spcxr.models.vit import VisionTransformer
     >>> encoder = VisionTransformer(image_px=32, patch_px=16, width=24, depth=4, heads=3)
     >>> decoder = UNETRDecoder(width=24, patch_px=16, out_channels=2, base_channels=4)
