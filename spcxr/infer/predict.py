@@ -193,12 +193,13 @@ def forward_batches(
             grey = change(grey, batch)
         images = (grey - normalisation.mean) / normalisation.std
         images = images.expand(-1, encoder.channels, -1, -1)  # 3: grey given thrice
-        was_training = model.training
-        model.eval()
+        if was_training := model.training:  # to set hundreds of modules takes milliseconds
+            model.eval()
         with compute.autocast():
             visible = patches_read(model, grey, batch, store)
             output = model(images) if visible is None else model(images, visible)
-        model.train(was_training)
+        if was_training:
+            model.train()
         if told is not None and visible is not None:
             told(batch, visible)
         output = output.float()
