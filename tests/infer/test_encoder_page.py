@@ -1,6 +1,7 @@
 """docs/embedding.md is run as it stands; a small program of a user passes mypy --strict."""
 
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from spcxr.data.presets import Preprocess
 from spcxr.models.vit import build_vit
 from spcxr.models.weights import save_model_folder
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "embedding.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "embedding.md"
 
 
 def blocks() -> list[str]:
@@ -88,6 +90,8 @@ def test_a_users_program_is_typed(tmp_path):
         [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir",
          str(tmp_path / "cache"), "program.py"],
         cwd=tmp_path, capture_output=True, text=True,
+        # Mypy does not follow the import hook of an editable install.
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert "Success" in run.stdout, run.stdout
     revealed = re.findall(r'Revealed type is "(.*)"', run.stdout)
