@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "attention_calls.h"
+#include "tile_isa.h"
 
 #define CHECK(held)                                                                 \
   do {                                                                              \
@@ -189,24 +190,11 @@ void poison_scratch() {
   std::memset(thread_scratch(kBytes), 0xFF, kBytes);
 }
 
-#define SPCXR_NAME_(isa) #isa
-#define SPCXR_NAME(isa) SPCXR_NAME_(isa)
-constexpr const char* kName = SPCXR_NAME(SPCXR_TILE_ISA);
-
-bool native() {
-  const bool lanes = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return lanes && (std::strcmp(kName, "amx") != 0 || amx::permitted());
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool emulated = argc > 1 && std::strcmp(argv[1], "emulated") == 0;
-  if (!emulated && !native()) {
-    std::printf("skipped: this CPU or its system does not give %s\n", kName);
-    return 77;
-  }
+  const bool emulated = asks_for_emulation(argc, argv);
+  if (!emulated && lacks_tiles()) return kSkipped;
   const AttentionKernels& kernels =
       emulated ? spcxr::emulated::attention_kernels : spcxr::SPCXR_TILE_ISA::attention_kernels;
   CHECK(kernels.serves(TokenType::kBFloat16, 96) && !kernels.serves(TokenType::kBFloat16, 48));
