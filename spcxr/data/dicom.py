@@ -67,13 +67,14 @@ _OPENINGS = {
 }
 
 
-def starts_like_a_dataset(head: bytes) -> bool:
-    """Whether bytes open with a group 0002 or 0008 element: a DICOM file without its preamble.
+def starts_like_dicom(head: bytes) -> bool:
+    """Whether the first 132 bytes or more of a file are DICOM's (PS3.10 7.1), or open with a group
+    0002 or 0008 element: a DICOM file without its preamble.
 
-    >>> starts_like_a_dataset(bytes([8, 0, 5, 0]) + b"CS"), starts_like_a_dataset(b"GIF89a")
+    >>> starts_like_dicom(bytes([8, 0, 5, 0]) + b"CS"), starts_like_dicom(b"GIF89a")
     (True, False)
     """
-    return head[:4] in _OPENINGS
+    return head[128:132] == b"DICM" or head[:4] in _OPENINGS
 
 
 def read(path: str | Path, max_pixels: int) -> Study:

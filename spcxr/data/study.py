@@ -136,7 +136,7 @@ def read_study(path: str | Path, max_pixels: int = MAX_PIXELS) -> Study:
 
     path = Path(path)
     head = _first_bytes(path)
-    if head[128:132] == b"DICM" or dicom.starts_like_a_dataset(head):
+    if dicom.starts_like_dicom(head):
         return dicom.read(path, max_pixels)
     if head.startswith((PNG, JPEG, *TIFF)) or (head[:4], head[8:12]) == WEBP:
         return raster.read(path, max_pixels)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydicom.uid import generate_uid
 
 from spcxr import __version__
-from spcxr.data.dicom import starts_like_a_dataset
+from spcxr.data.dicom import starts_like_dicom
 from spcxr.data.study import Rejected, decoding
 from spcxr.errors import SpcxrError
 
@@ -88,7 +88,7 @@ def read_source(path: str | Path) -> pydicom.Dataset:
     path = Path(path)
     with path.open("rb") as file:
         head = file.read(132)
-    if head[128:132] != b"DICM" and not starts_like_a_dataset(head):
+    if not starts_like_dicom(head):
         raise Rejected(path, "it is no DICOM file, so a DICOM SEG has nothing to refer to")
     with decoding(path, "pydicom", "its DICOM header is damaged"):
         source = pydicom.dcmread(path, force=True, stop_before_pixels=True)

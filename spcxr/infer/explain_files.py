@@ -23,8 +23,9 @@ from spcxr.evaluate.cases import above_even
 from spcxr.infer import pictures
 from spcxr.infer.heat import heat_picture, on_the_file
 from spcxr.infer.mask_scores import InMemory
+from spcxr.infer.normalise import GREY, network_input
 from spcxr.infer.operating import RULE
-from spcxr.infer.predict import Normalisation, load_trained, network_input, patches_read
+from spcxr.infer.predict import load_trained, patches_read
 from spcxr.infer.predict_files import Answer as Logits
 from spcxr.infer.predict_files import Labeller
 from spcxr.infer.reading import Ready
@@ -166,20 +167,19 @@ class Explainer:
         trained, compute = self.labeller.trained, self.labeller.compute
         squares = np.stack([one.prepared.pixels for one in ready])
         encoder: Any = trained.model.encoder
-        plain = Normalisation(0.0, 1.0)
-        grey = network_input(squares, encoder.image_px, plain, compute.device)
+        grey = network_input(squares, encoder.image_px, GREY, compute.device)
         store = cast(Store, InMemory(squares, self.labeller.preprocess))
         with torch.inference_mode(), compute.autocast():
             read = patches_read(trained.model, grey, np.arange(len(ready)), store)
-        images = (grey - trained.normalisation.mean) / trained.normalisation.std
+        images = trained.normalisation.of_grey(grey, encoder.channels)
         # A mask made without gradients cannot take part where there are some.
-        return images.expand(-1, encoder.channels, -1, -1), None if read is None else read.clone()
+        return images, None if read is None else read.clone()
 
     def _chosen(self, logits: NDArray[np.float32]) -> tuple[int, ...]:
         """The labels to explain of a file."""
-        scores = self.labeller.scores(logits)
         if self.asked:
             return self.asked
+        scores = self.labeller.scores(logits)
         called: list[int] = []
         if self.labeller.trained.multilabel:
             called = np.flatnonzero(scores >= self.labeller.thresholds).tolist()

@@ -15,7 +15,7 @@ from spcxr.data.phantom import draw
 from spcxr.data.presets import Preprocess
 from spcxr.errors import SpcxrError
 from spcxr.infer.inputs import Input
-from spcxr.infer.predict import Normalisation, network_input
+from spcxr.infer.normalise import GREY, network_input
 from spcxr.infer.reading import Refused, quiet, read_prepared
 
 LIMIT = 1e-4  # of the largest value: float32 added up in another order differs by 1e-6 or so
@@ -53,7 +53,7 @@ def check_images(
         drawn = [draw(i, size_px=SIDE).pixels[:SIDE].astype(np.float64) for i in range(DRAWN)]
         square = [(x - x.min()) / max(np.ptp(x), 1.0) * 255 for x in drawn]
         pixels = np.stack(square).round().astype(np.uint8)
-        return network_input(pixels, size, Normalisation(0.0, 1.0))
+        return network_input(pixels, size, GREY)
     preprocess = Preprocess.from_dict(config["preprocess"])
     found = []
     with quiet():
@@ -62,7 +62,7 @@ def check_images(
             if isinstance(ready, Refused):
                 raise SpcxrError(f"{path}: {ready.reason}; give another --images")
             found.append(ready.prepared.pixels)
-    return network_input(np.stack(found), size, Normalisation(0.0, 1.0))
+    return network_input(np.stack(found), size, GREY)
 
 
 def compare(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pydicom
 
-from spcxr.data.dicom import starts_like_a_dataset
+from spcxr.data.dicom import starts_like_dicom
 from spcxr.data.study import decoding
 from spcxr.infer.result_table import Row
 
@@ -28,7 +28,7 @@ def header_ids(path: str | Path) -> Row:
     path = Path(path)
     with path.open("rb") as file:
         head = file.read(132)
-    if head[128:132] != b"DICM" and not starts_like_a_dataset(head):
+    if not starts_like_dicom(head):
         return {}
     with decoding(path, "pydicom", "its DICOM header is damaged"):
         source = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(IDS))

@@ -19,6 +19,18 @@ class Normalisation:
     mean: float
     std: float
 
+    def of_grey(self, grey: Tensor, channels: int) -> Tensor:
+        """Grey ``[B, 1, h, w]`` in [0, 1] -> what a network of 1 or 3 channels (grey given thrice)
+        reads, ``[B, channels, h, w]``.
+
+        >>> Normalisation(0.5, 0.25).of_grey(torch.ones(1, 1, 1, 1), 3).flatten()
+        tensor([2., 2., 2.])
+        """
+        return ((grey - self.mean) / self.std).expand(-1, channels, -1, -1)
+
+
+GREY = Normalisation(0.0, 1.0)  # pixels in [0, 1] as they are
+
 
 def network_input(
     pixels: NDArray[Any] | Tensor,

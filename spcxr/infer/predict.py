@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
-from spcxr.infer.normalise import Normalisation, network_input
+from spcxr.infer.normalise import GREY, Normalisation, network_input
 from spcxr.infer.regions import FINDER, StoredLungs, lung_numbers, lungs_within
 from spcxr.models.decoder import Framing, Segmenter, build_decoder
 from spcxr.models.framing import LungBox, Windows
@@ -188,11 +188,10 @@ def forward_batches(
         batch = rows[start : start + compute.batch_size]
         pixels = store.images(batch)
         size = getattr(model, "image_px", encoder.image_px)
-        grey = network_input(pixels, size, Normalisation(0.0, 1.0), compute.device)
+        grey = network_input(pixels, size, GREY, compute.device)
         if change is not None:
             grey = change(grey, batch)
-        images = (grey - normalisation.mean) / normalisation.std
-        images = images.expand(-1, encoder.channels, -1, -1)  # 3: grey given thrice
+        images = normalisation.of_grey(grey, encoder.channels)
         if was_training := model.training:  # to set hundreds of modules takes milliseconds
             model.eval()
         with compute.autocast():

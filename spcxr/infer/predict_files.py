@@ -131,6 +131,7 @@ class Labeller:
             )
         self.trained, self.compute, self.with_ids = trained, compute, with_ids
         self.in_part = lungs is not None
+        self.version = version_of(trained.folder)  # reads all weights: once
         self.preprocess = Preprocess.from_dict(trained.config["preprocess"])
         self.point = operating_point(trained, None, rule)
         # (K,): NaN where the validation rows gave none
@@ -154,7 +155,7 @@ class Labeller:
         """What the numbers of the table mean, as plain values."""
         names, tempered = self.trained.names, self.point.temperatures
         said: dict[str, Any] = {
-            "model": version_of(self.trained.folder),
+            "model": self.version,
             "labels": list(names),
             "probabilities": "sigmoid, one a label" if self.trained.multilabel else "softmax",
             "calibrated": tempered is not None,

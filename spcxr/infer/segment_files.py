@@ -22,7 +22,7 @@ from spcxr.infer.inputs import Input
 from spcxr.infer.mask_scores import Scores, entropy, mean_of_two, scores_of, to_original
 from spcxr.infer.measures import LEFT, RIGHT, as_shown, direction, measure, square_mm
 from spcxr.infer.postprocess import POSTS, tidy
-from spcxr.infer.predict import TrainedModel, load_trained
+from spcxr.infer.predict import TrainedModel, load_trained, read_whole
 from spcxr.infer.quality import flags
 from spcxr.infer.reading import Ready, Refused, read_prepared
 from spcxr.infer.result_table import Row, Table, open_table
@@ -119,9 +119,9 @@ class Tool:
         """The scores of each file of a batch."""
         squares = np.stack([one.prepared.pixels for one in ready])
         arguments = (self.trained, squares, self.preprocess, self.compute)
-        before = _whole(self.trained)
+        before = read_whole(self.trained.model)
         plain = scores_of(*arguments)
-        self.read_whole += _whole(self.trained) - before
+        self.read_whole += read_whole(self.trained.model) - before
         if not self.wanted.uncertainty:
             return [(one, None) for one in plain]
         return list(zip(plain, scores_of(*arguments, mirrored=True), strict=True))
@@ -198,8 +198,3 @@ class Tool:
         """A path below ``out``, its folder made."""
         (self.out / folder / name).parent.mkdir(parents=True, exist_ok=True)
         return f"{folder}/{name}"
-
-
-def _whole(trained: TrainedModel) -> int:
-    """In how many images a model that looks at the lungs' box has found none, so far."""
-    return int(getattr(getattr(trained.model, "framing", None), "missed", 0))

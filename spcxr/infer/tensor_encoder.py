@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spcxr.data.presets import Preprocess
 from spcxr.errors import SpcxrError
-from spcxr.infer.normalise import Normalisation, network_input
+from spcxr.infer.normalise import GREY, network_input
 from spcxr.models.fast import for_inference
 from spcxr.models.regions import patches_touched
 from spcxr.models.vit import VisionTransformer
@@ -24,7 +24,6 @@ from spcxr.ops.checks import traced
 from spcxr.ops.patches import patch_grid
 from spcxr.train.device import autocast, pick_device, pick_precision
 
-GREY = Normalisation(0.0, 1.0)  # pixels in [0, 1] as they are
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SOME = 8  # values of each weight that are looked at
 T = TypeVar("T")

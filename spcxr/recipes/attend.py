@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
-from spcxr.infer.predict import Normalisation, load_finder, network_input
+from spcxr.infer.normalise import GREY, network_input
+from spcxr.infer.predict import load_finder
 from spcxr.infer.regions import WITHIN, StoredLungs
 from spcxr.models.regions import LungSource, no_lungs, patches_touched, touching
 from spcxr.models.weights import load_model_folder
@@ -201,8 +202,7 @@ def _look(
     with tqdm(total=len(rows), desc="lungs", unit="image", mininterval=pace) as bar:
         for first in range(0, len(rows), compute.batch_size):
             batch = rows[first : first + compute.batch_size]
-            plain = Normalisation(0.0, 1.0)
-            grey = network_input(store.images(batch), size, plain, compute.device)
+            grey = network_input(store.images(batch), size, GREY, compute.device)
             with compute.autocast():
                 masks = source.masks(grey, batch, store)
             flat = masks.flatten(1).cpu().numpy()

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from spcxr.evaluate.cases import case_pictures, pick_cases
 from spcxr.evaluate.report import Section
-from spcxr.infer.predict import Normalisation, TrainedModel, network_input, patches_read
+from spcxr.infer.normalise import GREY, network_input
+from spcxr.infer.predict import TrainedModel, patches_read
 from spcxr.models.attention_maps import rollout
 from spcxr.recipes.testset import TestSet
 
@@ -80,12 +81,11 @@ def _rollout(
     encoder, normalisation = trained.model.encoder, trained.normalisation
     device = next(trained.model.parameters()).device
     pixels = test_set.store.images(rows)
-    grey = network_input(pixels, encoder.image_px, Normalisation(0.0, 1.0), device)
+    grey = network_input(pixels, encoder.image_px, GREY, device)
     with torch.inference_mode():
         if visible is None:
             seen = patches_read(trained.model, grey, rows, test_set.store)
         else:
             seen = visible(grey, rows)
-    images = (grey - normalisation.mean) / normalisation.std
-    images = images.expand(-1, encoder.channels, -1, -1)  # 3: grey thrice
+    images = normalisation.of_grey(grey, encoder.channels)
     return rollout(encoder, images, seen).cpu().numpy()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spcxr.errors import SpcxrError
-from spcxr.infer.predict import Normalisation, network_input
+from spcxr.infer.normalise import GREY, network_input
 from spcxr.models.averages import follow
 from spcxr.ops.philox import fold_in, uniform
 from spcxr.recipes.finetune import Cohort, FinetuneConfig, Rows, Start
@@ -354,9 +354,9 @@ def augmented(course: Course, rows: Rows, pixels: NDArray[Any], epoch: int) -> t
     frames = course.frames or Frames(size)
     draws = uniform(torch.from_numpy(rows), DRAWS, seed=config.seed, epoch=epoch, stream="crop")
     warps = frames.placed(plan(draws, frames.law(law)), rows)
-    grey = network_input(pixels, frames.image_px, Normalisation(0.0, 1.0), course.compute.device)
-    images = (warp_images(grey, warps, size[1]) - normalisation.mean) / normalisation.std
-    return images.expand(-1, course.start.encoder.channels, -1, -1), warps  # 3: grey thrice
+    grey = network_input(pixels, frames.image_px, GREY, course.compute.device)
+    warped = warp_images(grey, warps, size[1])
+    return normalisation.of_grey(warped, course.start.encoder.channels), warps
 
 
 def _judge(loop: Loop, position: Position) -> Position:

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
-from spcxr.infer.predict import Normalisation, load_finder, network_input
+from spcxr.infer.normalise import GREY, network_input
+from spcxr.infer.predict import load_finder
 from spcxr.models.decoder import Segmenter
 from spcxr.models.framing import LungBox, Windows, into
 from spcxr.models.weights import load_model_folder
@@ -116,9 +117,8 @@ def find_boxes(framing: LungBox, store: Store, rows: Rows, compute: Compute) -> 
     with tqdm(total=len(rows), desc="lungs", unit="image", mininterval=pace) as bar:
         for first in range(0, len(rows), compute.batch_size):
             batch = rows[first : first + compute.batch_size]
-            plain = Normalisation(0.0, 1.0)
             size = framing.finder.segmenter.image_px
-            grey = network_input(store.images(batch), size, plain, compute.device)
+            grey = network_input(store.images(batch), size, GREY, compute.device)
             with compute.autocast():
                 boxes, found = framing.find(grey)
             made.append(boxes.cpu())
