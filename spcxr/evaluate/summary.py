@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -221,33 +222,33 @@ def mean_of_known(values: Array) -> Array:
 
 
 def summarise_masks(
-    dice: Array, iou: Array, patients: Array, *, n: int = 2000, seed: int = 0
+    figures: Mapping[str, Array], patients: Array, *, n: int = 2000, seed: int = 0
 ) -> dict[str, Interval]:
-    """Mean Dice and IoU over the images, with intervals over patients.
+    """Means over the images of the figures of one structure, with intervals over patients.
 
     Parameters
     ----------
-    dice, iou
-        ``(n,)`` per image, NaN = nothing to measure.
+    figures
+        ``(n,)`` per image by name, Dice first, NaN = nothing to measure. One that is defined
+        nowhere is left out.
 
     Raises
     ------
     SpcxrError
-        no image with anything to measure.
+        no image with a Dice.
 
-    >>> made = summarise_masks(np.array([0.5, 1.0]), np.array([0.3, 1.0]), np.array(["a", "b"]))
-    >>> str(made["dice"])
-    '0.750 (0.500 to 1.000)'
+    >>> dice, hd95 = np.array([0.5, 1.0, 0.0]), np.array([4.0, 0.0, np.nan])
+    >>> made = summarise_masks({"dice": dice, "hd95_px": hd95}, np.array(["a", "b", "c"]))
+    >>> str(made["dice"]), made["hd95_px"].value, made["hd95_px"].n_rows
+    ('0.500 (0.000 to 1.000)', 2.0, 2)
     """
-    known = ~np.isnan(dice)
-    if not known.any():
+    there = {name: ~np.isnan(values) for name, values in figures.items()}
+    if not there["dice"].any():
         raise SpcxrError("no image with a mask to measure; check mask_path and the splits")
-    values, overlaps = dice[known], iou[known]
     statistics: dict[str, Statistic] = {
-        "dice": lambda w: metrics.mean(values, w),
-        "iou": lambda w: metrics.mean(overlaps, w),
+        name: partial(metrics.mean, values) for name, values in figures.items() if there[name].any()
     }
-    return bootstrap_all(np.asarray(patients)[known], statistics, n=n, seed=seed)
+    return bootstrap_all(np.asarray(patients), statistics, n=n, seed=seed, rows=there)
 
 
 # --- subgroups ------------------------------------------------------------------------------

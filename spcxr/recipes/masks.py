@@ -21,15 +21,6 @@ Predicted = Iterable[tuple[Rows, Masks]]  # as `predict_masks` yields it
 Example = tuple[str, float, NDArray[Any], NDArray[np.uint8]]
 
 
-def overlaps(store: Store, predicted: Predicted) -> tuple[Figures, Figures]:
-    """Dice and IoU ``(n, K)`` of each image and structure, at the store's size; memory stays flat.
-
-    Pixels whose class is not known do not count. NaN where both masks are empty.
-    """
-    found = figures(store, predicted, store.structures)
-    return found[:, :, 0], found[:, :, 1]
-
-
 def figures(
     store: Store,
     predicted: Predicted,

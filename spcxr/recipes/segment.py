@@ -23,8 +23,9 @@ from spcxr.data.store import Store
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
 from spcxr.evaluate.intervals import Interval
+from spcxr.evaluate.mask_summary import FIGURES
 from spcxr.evaluate.overlays import legend_of, side_by_side
-from spcxr.evaluate.summary import summarise_masks
+from spcxr.evaluate.summary import mean_of_known, summarise_masks
 from spcxr.infer.predict import predict_masks, read_whole
 from spcxr.infer.regions import FINDER
 from spcxr.models.decoder import Segmenter, build_decoder
@@ -34,7 +35,7 @@ from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of
 from spcxr.recipes.fitting import Course, Drawn, fit, set_out
 from spcxr.recipes.frames import in_lung_box, in_windows
 from spcxr.recipes.mask_losses import LOSSES, over_scales
-from spcxr.recipes.masks import Figures, examples, overlaps, say_read_whole
+from spcxr.recipes.masks import Figures, examples, figures, pixel_mm, say_read_whole
 from spcxr.recipes.outcome import export, finished, write_results
 from spcxr.recipes.seeds import run_seeds
 from spcxr.train.augment import IGNORE, warp_masks
@@ -46,6 +47,8 @@ from spcxr.train.run_folder import open_run
 Rows = NDArray[np.int64]
 RECIPE = "segment"
 MASKS_AT_ONCE = 64
+# Of each image, at the end: how far masks overlap, and how far their borders lie apart.
+REPORTED = ("dice", "iou", "hd95_px", "hd95_mm")
 
 
 @dataclass(frozen=True)
@@ -260,11 +263,11 @@ class Segmentation:
         """Images; Dice over a batch cannot be shared out, so there is one process."""
         return float(len(rows))
 
-    def measure(self, model: nn.Module, rows: Rows) -> tuple[Figures, Figures]:
-        """Dice and IoU ``(n, K)`` of each image and structure, at the store's resolution; NaN =
-        both empty."""
+    def measure(self, model: nn.Module, rows: Rows, sizes: Figures | None = None) -> Figures:
+        """`mask_figures` ``(n, K, F)`` of each image and structure, at the store's resolution;
+        distances too if there are ``sizes`` of the pixels."""
         before = read_whole(model)
-        found = overlaps(self.course.start.store, self.predict(model, rows))
+        found = figures(self.course.start.store, self.predict(model, rows), self.structures, sizes)
         say_read_whole(read_whole(model) - before, len(rows), str(self.course.folder))
         return found
 
@@ -276,7 +279,8 @@ class Segmentation:
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Dice and IoU: means over the images, and of these over the structures; Dice of each
         structure where there are several."""
-        dice, iou = (mean_each(found) for found in self.measure(model, self.course.cohort.val))
+        found = self.measure(model, self.course.cohort.val)
+        dice, iou = (mean_each(found[:, :, FIGURES.index(key)]) for key in ("dice", "iou"))
         figures = {"dice": float(dice.mean()), "iou": float(iou.mean())}
         if len(dice) > 1:
             each = zip(self.structures, dice.tolist(), strict=True)
@@ -298,26 +302,29 @@ def report(course: Course, task: Segmentation, position: Position) -> None:
 
     A structure that a part's masks do not show, and that was not found there, is left out.
     """
-    rows = course.cohort.judged
-    dice, iou = task.measure(course.model, rows)
-    patients = course.start.store.manifest.patients[rows]
+    rows, store = course.cohort.judged, course.start.store
+    found = task.measure(course.model, rows, pixel_mm(store))
+    patients = store.manifest.patients[rows]
+    each = {
+        name: {key: found[:, k, FIGURES.index(key)] for key in REPORTED}
+        for k, name in enumerate(task.structures)
+    }
 
     def summarise(part: slice) -> dict[str, dict[str, Interval]]:
         return {
             name: summarise_masks(
-                dice[part, k], iou[part, k], patients[part], seed=course.config.seed
+                {key: values[part] for key, values in columns.items()},
+                patients[part],
+                seed=course.config.seed,
             )
-            for k, name in enumerate(task.structures)
-            if not np.isnan(dice[part, k]).all()
+            for name, columns in each.items()
+            if not np.isnan(columns["dice"][part]).all()
         }
 
-    columns: dict[str, Figures] = {}
-    for k, name in enumerate(task.structures):
-        columns |= {f"dice_{name}": dice[:, k], f"iou_{name}": iou[:, k]}
-    write_results(course, task, position, columns, summarise)
+    cells = {f"{key}_{n}": values for n, columns in each.items() for key, values in columns.items()}
+    write_results(course, task, position, cells, summarise)
+    over_all = mean_of_known(found[:, :, 0])
     *_, shown = course.cohort.parts.values()
-    known = ~np.isnan(dice)
-    over_all = np.where(known.any(1), np.nan_to_num(dice).sum(1) / known.sum(1).clip(1), np.nan)
     picture(course, task, rows[shown], over_all[shown])
 
 

@@ -195,7 +195,7 @@ def test_rows_of_a_class_the_model_does_not_know_are_left_out(classes):
 
 def test_masks_without_anything_to_measure_are_refused():
     with pytest.raises(SpcxrError, match="mask"):
-        summarise_masks(np.array([np.nan]), np.array([np.nan]), np.array(["a"]))
+        summarise_masks({"dice": np.array([np.nan])}, np.array(["a"]))
 
 
 def test_small_and_unknown_groups_are_left_out():

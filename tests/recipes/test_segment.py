@@ -14,6 +14,7 @@ from spcxr.data.presets import Preprocess
 from spcxr.data.store import StoreWriter
 from spcxr.errors import Interrupted, SpcxrError
 from spcxr.evaluate.metrics import dice
+from spcxr.evaluate.surface import surface_distances
 from spcxr.infer.predict import load_trained, predict_masks
 from spcxr.recipes import fitting
 from spcxr.recipes.finetune import begin
@@ -123,10 +124,17 @@ def test_a_run_learns_and_its_export_predicts_the_same(make_store, tiny_init, tm
     )
     predicted = np.concatenate([masks for _, masks in batches])
     with (folder / "predictions.csv").open() as file:
-        written = {row["path"]: row["dice_lung"] for row in csv.DictReader(file)}
-    for row, value in zip(rows, dice(predicted == 1, store.masks(rows) == 1), strict=True):
-        cell = written[store.manifest.column("path")[row]]
-        assert (cell == "") if np.isnan(value) else float(cell) == pytest.approx(value, abs=1e-5)
+        written = {row["path"]: row for row in csv.DictReader(file)}
+    truth = store.masks(rows) == 1
+    distances, _ = surface_distances(predicted == 1, truth)
+    expected = {"dice_lung": dice(predicted == 1, truth), "hd95_px_lung": distances[:, 0]}
+    for name, values in expected.items():
+        for row, value in zip(rows, values, strict=True):
+            cell = written[store.manifest.column("path")[row]][name]
+            same = float(cell or "nan") == pytest.approx(value, rel=1e-5, nan_ok=True)
+            assert same, (name, row)
+    hd95 = facts["test"]["lung"]["hd95_px"]
+    assert hd95["value"] == pytest.approx(np.nanmean(distances[:, 0]))
     with Image.open(folder / "samples" / "overlays.png") as picture:
         assert picture.size[0] > picture.size[1] > 224
 
