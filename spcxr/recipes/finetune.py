@@ -56,6 +56,9 @@ class FinetuneConfig(Config):
         1.0, "share of the training patients to use, nested by seed", low=0.0, high=1.0
     )
     epochs: int = setting(30, "passes over the training rows", low=1)
+    validate_every_epochs: int = setting(
+        1, "epochs between validations, and one after the last; few labels make short epochs", low=1
+    )
     batch_size: int = setting(32, "images a step", low=1)
     base_lr: float | None = setting(
         None,

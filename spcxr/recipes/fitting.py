@@ -116,6 +116,10 @@ class Course:
         """The weights that are validated and exported."""
         return self.model if self.ema is None else self.ema
 
+    def validates(self, step: int) -> bool:
+        """Whether the validation rows are looked at after a step."""
+        return step % (self.steps_per_epoch * self.config.validate_every_epochs) == 0
+
     def came_of(self, position: Position) -> Mapping[str, Any]:
         """How the exported weights came to be: the epoch, counted from 1, that was the best."""
         if self.settled:
@@ -215,10 +219,10 @@ def fit(course: Course, task: Task) -> Position:
         loop, saved = Loop(course, task, checkpoints, journal, signals), time.monotonic()
         while position.step < course.steps:
             position, stopped = _train_epoch(loop, position)
-            inside = position.step % course.steps_per_epoch
-            if not inside:
+            finished = position.step == course.steps
+            if finished or course.validates(position.step):
                 position = _judge(loop, position)
-            finished, best = position.step == course.steps, position.best_step == position.step
+            best = position.best_step == position.step
             # An epoch of a few labelled images takes less time than writing a checkpoint.
             due = time.monotonic() - saved > SAVE_EVERY_S
             if best or finished or stopped or due:

@@ -139,6 +139,20 @@ def test_a_run_learns_and_its_export_predicts_the_same(make_store, tiny_init, tm
         assert picture.size[0] > picture.size[1] > 224
 
 
+def test_validation_can_be_rarer_than_epochs_and_is_never_missing_at_the_end(
+    make_store, tiny_init, tmp_path
+):
+    store, rarely = make_store(masked=True), {"epochs": 7, "validate_every_epochs": 3}
+    folder = run(config(store, tiny_init, tmp_path / "run", **rarely))
+    with (folder / "metrics.jsonl").open() as lines:
+        facts = [json.loads(line) for line in lines]
+    steps = [fact["step"] for fact in facts if fact["kind"] == "val"]
+    per_epoch = max(fact["step"] for fact in facts if fact["kind"] == "train") // 7
+    assert steps == [3 * per_epoch, 6 * per_epoch, 7 * per_epoch]
+    chosen = json.loads((folder / "metrics.json").read_text())
+    assert chosen["epoch"] in (3, 6, 7)
+
+
 def test_a_stopped_run_ends_as_it_would_have(make_store, tiny_init, tmp_path, monkeypatch):
     store = make_store(masked=True)
     whole = run(config(store, tiny_init, tmp_path / "whole"))
