@@ -33,6 +33,7 @@ Array = NDArray[Any]
 RESAMPLES = 2000
 FALL = "fall"
 BATCH_SIZE = 64
+MASKS = ("dice", "iou", "hd95_px")
 OVERALL = ("macro_auroc", "balanced_accuracy", "accuracy", "macro_average_precision")
 
 
@@ -75,7 +76,7 @@ def _statistics(columns: Mapping[str, Array], who: Array) -> dict[str, Statistic
         return {
             name.removesuffix("_lung"): lambda w, values=values: metrics.mean(values, w)
             for name, values in columns.items()
-            if name.startswith(("dice", "iou"))
+            if name.startswith(MASKS) and not np.isnan(values).all()
         }
     truth, scores = (np.column_stack([columns[p + n] for n in names]) for p in ("", "p_"))
     return class_statistics(truth, scores, who, names)

@@ -22,7 +22,7 @@ SMALL = "small"
 # Of the choice of a rate: never a seed that is reported.
 TRIAL_SEED = 1000
 # Of an arm, the driver's own; all else goes to the command.
-OWN = ("times_epochs", "rates")
+OWN = ("times_epochs", "levels")
 
 Settings = dict[str, Any]
 
@@ -52,7 +52,7 @@ class Row:
     """One file of ``rows/``.
 
     ``command`` is run on ``store`` with ``settings``, to which each of ``levels`` and of ``arms``
-    adds its own. ``differences`` are pairs of arms, ``metrics`` what is measured, the first of
+    adds its own; ``levels`` of an arm are the ones it is run on, if not all. ``differences`` are pairs of arms, ``metrics`` what is measured, the first of
     them what ``rates`` (a level, and base rates to try) are chosen by. ``baseline``: a linear
     model on thumbnails as well. ``elsewhere``: other stores to measure on; ``corruptions``: of the
     test images. ``small`` are the fields that are others in the small study.
@@ -113,6 +113,8 @@ def jobs(row: Row, out: Path, rates: Mapping[str, float] | None = None) -> Itera
     """
     for level, of_level in row.levels.items():
         for arm, of_arm in row.arms.items():
+            if level not in of_arm.get("levels", row.levels):
+                continue
             settings = _settings(row, of_level, of_arm, out)
             if arm in (rates or {}):
                 settings["base_lr"] = rates[arm]  # type: ignore[index]
