@@ -52,10 +52,11 @@ class Row:
     """One file of ``rows/``.
 
     ``command`` is run on ``store`` with ``settings``, to which each of ``levels`` and of ``arms``
-    adds its own; ``levels`` of an arm are the ones it is run on, if not all. ``differences`` are pairs of arms, ``metrics`` what is measured, the first of
-    them what ``rates`` (a level, and base rates to try) are chosen by. ``baseline``: a linear
-    model on thumbnails as well. ``elsewhere``: other stores to measure on; ``corruptions``: of the
-    test images. ``small`` are the fields that are others in the small study.
+    adds its own; ``levels`` of an arm are the ones it is run on, if not all. ``differences`` are
+    pairs of arms, ``metrics`` what is measured, the first of them what ``rates`` (a level, and base
+    rates to try) are chosen by. ``baseline``: a linear model on thumbnails as well. ``elsewhere``:
+    other stores to measure on; ``corruptions``: of the test images. ``small`` are the fields that
+    are others in the small study.
     """
 
     name: str

@@ -50,7 +50,7 @@ def test_every_command_is_accepted_and_budgets_are_equal(tmp_path, small):
             CONFIGS[job.command](**_typed(job.settings))
         if row.command == "pretrain":
             continue
-        assert row.settings["seeds"] >= (3 if small else 5)
+        assert row.settings["seeds"] >= (3 if small or row.command == "segment" else 5)
         for level in row.levels:
             budgets = [
                 {k: v for k, v in job.settings.items() if k not in OF_ARM}
@@ -75,8 +75,11 @@ def test_rates_are_tried_alike_and_on_a_seed_that_is_not_reported(tmp_path):
 
 def test_scratch_x3_has_three_times_the_epochs(tmp_path):
     row = next(row for row in plan.read_rows(ROWS) if row.name == "children")
-    epochs = {job.arm: job.settings["epochs"] for job in plan.jobs(row, tmp_path)}
-    assert epochs["scratch x3"] == 3 * epochs["scratch"]
+    made = list(plan.jobs(row, tmp_path))
+    for level in (levels := row.arms["scratch x3"]["levels"]):
+        epochs = {job.arm: job.settings["epochs"] for job in made if job.level == level}
+        assert epochs["scratch x3"] == 3 * epochs["scratch"]
+    assert [job.level for job in made if job.arm == "scratch x3"] == levels
 
 
 def test_a_field_that_no_row_has_is_refused(tmp_path):
