@@ -19,6 +19,7 @@ from spcxr.errors import SpcxrError
 FOLDER = Path(__file__).parent
 SCRATCH, PRETRAINED = "scratch", "pretrained"
 SMALL = "small"
+RANDOM = "random-encoder"  # an init like the pretrained ones, with weights as they were drawn
 # Of the choice of a rate: never a seed that is reported.
 TRIAL_SEED = 1000
 # Of an arm, the driver's own; all else goes to the command.

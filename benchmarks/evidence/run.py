@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 
 HERE = Path(__file__).resolve().parent
@@ -84,6 +85,7 @@ def study(data: Path, out: Path, results: Path, part: Part) -> None:
         spcxr_train([*words, "--size-px", str(SIZE_PX)])
 
     checks = stores.make_stores(data, out, specs, prepare)
+    draw_encoder(out / plan.RANDOM, Store.open(out / "stores" / next(iter(specs))))
     rows = plan.read_rows(HERE / "rows", small=part.small)
     if strange := [name for name in part.rows if name not in {row.name for row in rows}]:
         raise SystemExit(f"no row {strange[0]!r}; there are {', '.join(row.name for row in rows)}")
@@ -97,6 +99,26 @@ def study(data: Path, out: Path, results: Path, part: Part) -> None:
             facts = {"small": part.small, "checks": checks["stores"].get(row.store)} | found
             write_result(results / f"{row.name}.json", row, facts)
     write_result(results / "checks.json", None, checks)
+
+
+def draw_encoder(folder: Path, store: Store) -> None:
+    """An encoder that has learned nothing: what a probe finds on it is not pretraining's.
+
+    Pixels are normalised as for the pretrained ones, by the first store of ``stores.yaml``.
+    """
+    if folder.exists():
+        return
+    torch.manual_seed(0)
+    save_model_folder(
+        folder,
+        build_vit("vit_tiny", image_px=96, patch_px=16),
+        preprocess=store.preprocess.to_dict(),
+        mean=store.mean,
+        std=store.std,
+        task=None,
+        head=None,
+        provenance={"recipe": "none: drawn weights", "seed": 0, "phantoms": False},
+    )
 
 
 def spcxr_train(words: Sequence[str]) -> None:

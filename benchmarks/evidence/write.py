@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "EVIDENCE.md"
-COLOURS = ("#0a84c6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLOURS = ("#0a84c6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000")
 TITLES = {
     "macro_auroc": "mean AUROC",
     "balanced_accuracy": "balanced accuracy",
@@ -24,6 +24,7 @@ TITLES = {
     "macro_average_precision": "mean average precision",
     "dice": "Dice",
     "iou": "IoU",
+    "hd95_px": "HD95, pixels of 128 x 128",
     "fall": "fall of the mean AUROC on corrupted images",
 }
 CHECKS = "checks"
@@ -85,9 +86,9 @@ def row_lines(row: Facts, picture: str) -> Iterator[str]:
     yield from circumstances(row)
     if "curves" in row:
         yield from _ends_of_curves(row["curves"])
-    for metric in row["metrics"]:
+    if row.get("levels"):
         yield ""
-        yield from table(row, metric)
+        yield from table(row)
     yield ""
     yield f"![{row['title']}](images/{picture})"
 
@@ -102,7 +103,8 @@ def circumstances(row: Facts) -> Iterator[str]:
             f"{name} {' and '.join(f'`{value}`' for value in values)}"
             for name, values in said.items()
         )
-        + f"; {len(runs)} commands, {seconds / 60:.0f} minutes on shared cores."
+        + f"; {len(runs)} commands, {seconds / 60:.0f} minutes; settings "
+        f"`benchmarks/evidence/rows/{row['name']}.yaml`."
     )
     rates = row.get("rates", {})
     if rates.get("tried"):
@@ -124,22 +126,35 @@ def _ends_of_curves(curves: Facts) -> Iterator[str]:
             f"{points[-1][1]:.3f} in the last of {len(points)}."  # fmt: skip
 
 
-def table(row: Facts, metric: str) -> Iterator[str]:
-    """A line a level: each arm, each difference, the images and patients behind them."""
-    levels = of_metric(row, metric)
-    names = list(dict.fromkeys(name for found in levels.values() for name in found))
-    arms = [name for name in names if " - " not in name]
-    differences = [name for name in names if " - " in name]
-    yield f"| labels | {' | '.join([*arms, *differences])} | n |"
-    yield "|---" * (len(names) + 2) + "|"
-    for level in ordered(levels):
-        found = levels[level]
-        cells = [_interval(found.get(name)) for name in (*arms, *differences)]
-        first = next(iter(found.values()))
-        n = f"{first['n_images']} images, {first['n_patients']} patients"
-        yield f"| {level} | {' | '.join(cells)} | {n} |"
+def table(row: Facts) -> Iterator[str]:
+    """A line for each arm of a level and each difference, a column for each metric."""
+    metrics = [metric for metric in row["metrics"] if of_metric(row, metric)]
+    yield f"| labels | arm | {' | '.join(TITLES[metric] for metric in metrics)} |"
+    yield "|---" * (len(metrics) + 2) + "|"
+    for level in ordered(row["levels"]):
+        found = row["levels"][level]
+        names = list(dict.fromkeys(name for metric in metrics for name in found.get(metric, ())))
+        shown = level
+        for name in [*(n for n in names if not is_gap(n)), *(n for n in names if is_gap(n))]:
+            cells = [_interval(found.get(metric, {}).get(name)) for metric in metrics]
+            label = f"**{name}**" if is_gap(name) else name
+            yield f"| {shown} | {label} | {' | '.join(cells)} |"
+            shown = ""
     yield ""
-    yield f"*{TITLES[metric]}; 95 % intervals over patients, seeds averaged.*"
+    yield f"*Seeds averaged (95 % interval over patients) [seeds]. {'; '.join(counts(row))}.*"
+
+
+def is_gap(name: str) -> bool:
+    """Whether it is a difference of two arms."""
+    return " - " in name
+
+
+def counts(row: Facts) -> list[str]:
+    """Whose images the levels were measured on: each said once."""
+    firsts = [next(iter(next(iter(found.values())).values())) for found in row["levels"].values()]
+    return list(
+        dict.fromkeys(f"{f['n_images']} images, {f['n_patients']} patients" for f in firsts)
+    )
 
 
 def of_metric(row: Facts, metric: str) -> dict[str, Facts]:
@@ -166,11 +181,9 @@ def _interval(facts: Facts | None) -> str:
         return ""
     text = f"{facts['value']:z.3f} ({facts['low']:z.3f} to {facts['high']:z.3f})"
     if "p" in facts:
-        return f"{text}, p {facts['p']:.3f}"
+        return f"**{text}**, p {facts['p']:.3f}"
     seeds = facts["seeds"]
-    if len(seeds) == 1:
-        return f"{text}; 1 run"
-    return f"{text}; {len(seeds)} seeds {min(seeds):.3f} to {max(seeds):.3f}"
+    return text if len(seeds) == 1 else f"{text} [{min(seeds):.3f} to {max(seeds):.3f}]"
 
 
 def draw(row: Facts, file: Path) -> None:
@@ -199,7 +212,7 @@ def _draw_curves(axes: Any, curves: Facts) -> None:
 
 def _draw_levels(axes: Any, levels: Facts) -> None:
     names = ordered(levels)
-    arms = [arm for arm in levels[names[0]] if " - " not in arm]
+    arms = list(dict.fromkeys(a for name in names for a in levels[name] if not is_gap(a)))
     for k, (arm, colour) in enumerate(zip(arms, COLOURS, strict=False)):
         places = [i for i, name in enumerate(names) if arm in levels[name]]
         found = [levels[names[i]][arm] for i in places]

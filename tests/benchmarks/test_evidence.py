@@ -297,9 +297,9 @@ def test_the_document_keeps_what_a_person_wrote(tmp_path):
     once = document.read_text()
     assert once.startswith("# Evidence\n\nBefore.\n")
     assert once.endswith("\nFound.\n")
-    assert "0.100 (0.050 to 0.150), p 0.001" in once
+    assert "**0.100 (0.050 to 0.150)**, p 0.001" in once
     assert "6 images, 3 patients" in once
-    assert once.index("| 5 |") < once.index("| all |")
+    assert once.index("| 5 | a |") < once.index("| all | a |")
     assert (document.parent / "images" / "evidence-lungs.png").stat().st_size > 1000
     write.write_document(results, document)
     assert document.read_text() == once
