@@ -32,6 +32,8 @@ import record  # noqa: E402  (after the path of its folder)
 from evidence import measure, plan, stores, write  # noqa: E402
 from spcxr.data.store import Store  # noqa: E402
 from spcxr.errors import SpcxrError  # noqa: E402
+from spcxr.models.vit import build_vit  # noqa: E402
+from spcxr.models.weights import save_model_folder  # noqa: E402
 from spcxr.recipes.classify import ClassifyConfig  # noqa: E402
 from spcxr.recipes.cohort import choose_cohort, macro_auroc  # noqa: E402
 
