@@ -63,6 +63,12 @@ class ClassifyConfig(FinetuneConfig):
         "once, a logistic regression or k-NN",
         choices=("full", "linear", "knn"),
     )
+    head_init: str = setting(
+        "random",
+        "what the head begins as, with method full: linear is a logistic regression on the "
+        "features that the encoder begins with (LP-FT)",
+        choices=("random", "linear"),
+    )
     recipe: str = setting("none", "settings of a paper, to begin with", choices=("none", *PRESETS))
     uncertain: str = setting("ignore", "what a label of -1 counts as", choices=POLICIES)
     class_weights: str = setting("none", "auto: rare labels count more", choices=("none", "auto"))
@@ -87,6 +93,11 @@ class ClassifyConfig(FinetuneConfig):
             raise ConfigError("lungs_from is given, but whole images are read; add --attend lungs")
         if self.method == "full":
             return
+        if self.head_init != "random":
+            raise ConfigError(
+                f"head_init {self.head_init} is what method full begins with; leave it out with "
+                f"method {self.method}"
+            )
         if self.init == SCRATCH:
             raise ConfigError(f"method {self.method} with init scratch judges random features; "
                               "give an --init")  # fmt: skip
@@ -138,6 +149,9 @@ def run_once(world: World, config: ClassifyConfig, place: Path | None = None) ->
             return folder
         start = begin(config, folder, world, place)
         course, task = build(config, folder, start, choose_cohort(config, start.store), world)
+        if config.head_init == "linear":
+            course = frozen.begin_linear(course, task)
+            task = replace(task, course=course)
         if config.method == "full":
             position = fit(course, task)
             logits = task.predict(course.model, task.cohort.judged)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # What is tried, from the most to the least regularised. Ours; of equal scores the first is kept.
 PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
 NEIGHBOURS = (200, 100, 50, 20, 10, 5)
+SETTING = {"linear": "penalty", "knn": "neighbours"}  # the one that is chosen
 AT_ONCE = 4096  # features through a head
 
 
@@ -64,29 +65,59 @@ def learn(course: Course, task: Classification) -> tuple[Course, Position, Matri
     SpcxrError
         features that are not finite.
     """
-    method, cohort = task.config.method, task.cohort
-    tried = {"linear": linear_heads, "knn": neighbour_heads}[method]
-    name = {"linear": "penalty", "knn": "neighbours"}[method]
-    values, multilabel = task.cohort.targets.values[cohort.val], cohort.targets.multilabel
-    best, score = None, -np.inf
+    method = task.config.method
     with _open_books(course) as journal:
         introduce(course, task, journal)
-        cache = Cache(
-            *(features_of(course, r, journal, task.lungs) for r in (cohort.train, cohort.judged))
-        )
-        for number, made in enumerate(tried(course, task, cache), 1):
-            own = probabilities(made.logits[cohort.parts["validation"]], multilabel=multilabel)
-            found = macro_auroc(values, own)
-            journal.record("choice", number, {name: made.value, task.score: found})
-            journal.say(f"{name} {made.value:g}: {task.score} {found:.4f}")
-            if found > score:
-                best, score = made, found
-        assert best is not None, "validation rows hold both values of a label"
-        journal.say(f"chosen: {name} {best.value:g}")
+        best, score = _choose(course, task, method, journal)
+    name = SETTING[method]
     settled = {"method": method, name: int(best.value) if method == "knn" else best.value}
     course.model.head = best.head().to(course.world.device)
     data = str(course.start.store.facts["content_hash"])
     return replace(course, settled=settled), Position(data=data, best=score), best.logits
+
+
+def begin_linear(course: Course, task: Classification) -> Course:
+    """Give the model's head the weights of `learn`'s linear probe, to fine-tune from.
+
+    Source: LP-FT (arXiv 2202.10054): a head that begins as noise sends noise into the encoder
+    first, and distorts what it has learned.
+
+    Returns
+    -------
+    the course, whose ``start`` says so.
+
+    Raises
+    ------
+    SpcxrError
+        features that are not finite.
+    """
+    best, score = _choose(course, task, "linear", Silent())
+    course.model.get_submodule("head").load_state_dict(best.head().state_dict())
+    said = f"head from a linear probe, penalty {best.value:g}, validation {task.score} {score:.4f}"
+    return replace(course, start=replace(course.start, origin=f"{course.start.origin}; {said}"))
+
+
+def _choose(
+    course: Course, task: Classification, method: str, journal: Journal
+) -> tuple[Candidate, float]:
+    """The candidate that does best on the validation rows, and its score there."""
+    cohort, name = task.cohort, SETTING[method]
+    tried = {"linear": linear_heads, "knn": neighbour_heads}[method]
+    values, multilabel = cohort.targets.values[cohort.val], cohort.targets.multilabel
+    best, score = None, -np.inf
+    train, judged = (
+        features_of(course, rows, journal, task.lungs) for rows in (cohort.train, cohort.judged)
+    )
+    for number, made in enumerate(tried(course, task, Cache(train, judged)), 1):
+        own = probabilities(made.logits[cohort.parts["validation"]], multilabel=multilabel)
+        found = macro_auroc(values, own)
+        journal.record("choice", number, {name: made.value, task.score: found})
+        journal.say(f"{name} {made.value:g}: {task.score} {found:.4f}")
+        if found > score:
+            best, score = made, found
+    assert best is not None, "validation rows hold both values of a label"
+    journal.say(f"chosen: {name} {best.value:g}")
+    return best, score
 
 
 def _open_books(course: Course) -> Journal:

@@ -373,6 +373,7 @@ def test_changed_images_are_noticed_on_resume(make_store, tiny_init, tmp_path, m
         ({"train_splits": ("train", "val")}, "'val' is given to --train-splits and --val-splits"),
         ({"epochs": 3, "warmup_epochs": 3.0}, "warmup_epochs"),
         ({"uncertain": "maybe"}, "choose one of"),
+        ({"head_init": "linear", "method": "knn"}, "leave it out with method knn"),
     ],
 )
 def test_settings_that_cannot_be(settings, said):

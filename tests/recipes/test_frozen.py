@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from spcxr.infer.predict import load_trained, predict_classes, probabilities
 from spcxr.models.heads import Features
 from spcxr.models.neighbours import TEMPERATURE, neighbour_shares
 from spcxr.models.weights import load_model_folder
-from spcxr.recipes import frozen, prepare
+from spcxr.recipes import fitting, frozen, prepare
 from spcxr.recipes.classify import ClassifyConfig, run
 from spcxr.recipes.linear import LinearProblem
 from spcxr.recipes.prepare import PrepareConfig
 from spcxr.recipes.targets import class_weights
 from spcxr.train.device import Compute
+from spcxr.train.interrupt import Interrupted
 from spcxr.train.journal import read_records
 
 COMPUTE = Compute(16, torch.device("cpu"), "fp32")
@@ -63,6 +65,48 @@ def test_a_linear_probe_tells_what_the_images_show(make_store, tiny_init, tmp_pa
     folder = run(config(make_store(one_label), tiny_init, tmp_path / "run", method="linear"))
     facts = json.loads((folder / "metrics.json").read_text())
     assert facts["test"]["overall"]["macro_auroc"]["value"] > 0.95
+
+
+@pytest.mark.parametrize("columns", [one_label, findings, three_classes])
+def test_fine_tuning_can_begin_with_the_probes_head(columns, make_store, tiny_init, tmp_path):
+    store = make_store(columns)
+    probe = run(config(store, tiny_init, tmp_path / "probe", method="linear"))
+    # Steps of no size: what it begins as is what it ends as.
+    still = {"head_init": "linear", "epochs": 1, "base_lr": 0.0, "min_lr": 0.0}
+    folder = run(config(store, tiny_init, tmp_path / "run", **still))
+    names = load_trained(folder).names
+    expected, found = (written(place, names) for place in (probe, folder))
+    for path, shares in expected.items():
+        assert found[path] == pytest.approx(shares, abs=2e-4)
+    log = (folder / "train.log").read_text()
+    assert "head from a linear probe, penalty" in log
+    facts = json.loads((probe / "metrics.json").read_text())
+    assert f"penalty {facts['penalty']:g}," in log
+
+
+def test_a_stopped_run_that_began_with_a_probe_ends_as_it_would_have(
+    make_store, tiny_init, tmp_path, monkeypatch
+):
+    store, settings = make_store(one_label), {"head_init": "linear", "epochs": 2}
+    whole = run(config(store, tiny_init, tmp_path / "whole", **settings))
+    real, count = fitting.take_step, []
+
+    def stopping(*arguments, **rest):
+        count.append(1)
+        if len(count) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*arguments, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "take_step", stopping)
+        with pytest.raises(Interrupted):
+            run(config(store, tiny_init, tmp_path / "stopped", **settings))
+    stopped = run(config(store, tiny_init, tmp_path / "stopped", **settings))
+    assert written(stopped, load_trained(stopped).names) == written(
+        whole, load_trained(whole).names
+    )
+    steps = [r["step"] for r in read_records(stopped) if r["kind"] == "train"]
+    assert steps == [r["step"] for r in read_records(whole) if r["kind"] == "train"]
 
 
 def test_each_image_is_encoded_once(make_store, tiny_init, tmp_path, monkeypatch):
