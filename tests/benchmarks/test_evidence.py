@@ -26,6 +26,7 @@ OF_ARM = {
     "layer_decay",
     "out",
     "method",
+    "head_init",
     "seeds",
     "base_lr",
     "attend",
