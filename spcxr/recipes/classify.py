@@ -251,8 +251,12 @@ class Classification:
         target = torch.from_numpy(values).to(logits.device)
         return compare(logits.float(), target, self.weight, smoothing=smoothing)
 
-    def amount(self, rows: Rows) -> float:
-        """Their known labels; of one class of many the rows, weighed by class."""
+    def part(self, drawn: Drawn, whole: Rows) -> float:
+        """Its share of the labels that the step's mean is taken over."""
+        return self._amount(drawn.rows) / self._amount(whole) if drawn.counts else 0.0
+
+    def _amount(self, rows: Rows) -> float:
+        """Known labels; of one class of many the rows, weighed by class."""
         targets = self.cohort.targets
         if targets.multilabel:
             return float(self.cohort.known(rows))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -34,17 +34,22 @@ from spcxr.train.parallel import spread
 from spcxr.train.schedule import cosine
 
 SAVE_EVERY_S = 60.0
+F = TypeVar("F", np.float32, np.float64)
 
 # --- the loop -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The rows of a batch, ``(B,)``, the epoch, and the warps that their images went through."""
+    """The rows of a batch, ``(B,)``, the epoch, and the warps that their images went through.
+
+    ``counts`` is false where no row of the step was left for this process, and it only keeps up.
+    """
 
     rows: Rows
     epoch: int
     warps: Warps
+    counts: bool = True
 
 
 class Task(Protocol):
@@ -63,10 +68,11 @@ class Task(Protocol):
         """The ``task`` of the exported ``config.json``, by which `load_trained` builds the head."""
 
     def loss(self, model: nn.Module, images: Tensor, drawn: Drawn) -> Tensor:
-        """Mean loss of one batch: warped, normalised images ``[B, 1, h, w]`` on the device."""
+        """Loss of one batch: warped, normalised images ``[B, 1, h, w]`` on the device."""
 
-    def amount(self, rows: Rows) -> float:
-        """What ``rows`` count in the mean over a step that several processes share."""
+    def part(self, drawn: Drawn, whole: Rows) -> float:
+        """What this process's `loss` counts in that of the step, of rows ``whole``: the parts of
+        all processes add up to 1."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Figures of the validation rows."""
@@ -328,13 +334,12 @@ def _train_step(
     images, warps = augmented(course, rows, pixels, epoch)
     # Each rank drops branches of its own: the one of two ranks where it drops none at all.
     seed_step(config.seed if world.first else fold_in(config.seed, world.rank), step)
+    drawn = Drawn(rows, epoch, warps, counts=world.rank < len(whole))
     with course.compute.autocast():
-        loss = loop.task.loss(course.stepped, images, Drawn(rows, epoch, warps))
+        loss = loop.task.loss(course.stepped, images, drawn)
     if world.size > 1:
         # Gradients are means over ranks: weighed like this they are those of one large batch.
-        idle = len(whole) <= world.rank
-        own = 0.0 if idle else loop.task.amount(rows)
-        loss = loss * (own * world.size / loop.task.amount(whole))
+        loss = loss * (loop.task.part(drawn, whole) * world.size)
     loss.backward()
     wish = torch.tensor([float(loop.signals.came is not None)], device=world.device)
     told = world.add_up(torch.cat([loss.detach().float()[None] / world.size, wish]))
@@ -383,9 +388,7 @@ def _judge(loop: Loop, position: Position) -> Position:
 # --- several processes ----------------------------------------------------------------------
 
 
-def predict_together(
-    world: World, predict: Callable[[Rows], NDArray[np.float32]], rows: Rows
-) -> NDArray[np.float32]:
+def predict_together(world: World, predict: Callable[[Rows], NDArray[F]], rows: Rows) -> NDArray[F]:
     """``predict(rows) (n, K)``, each rank its share of the rows; every rank gets it all."""
     if world.size == 1:
         return predict(rows)
@@ -393,8 +396,9 @@ def predict_together(
     found = predict(rows[places])
     widths = torch.zeros(world.size, device=world.device)
     widths[world.rank] = found.shape[1]
-    made = torch.zeros(len(rows), int(world.add_up(widths).max()), device=world.device)
+    width = int(world.add_up(widths).max())
+    made = torch.zeros(len(rows), width, device=world.device, dtype=torch.from_numpy(found).dtype)
     if len(places):
         made[torch.from_numpy(places)] = torch.from_numpy(found).to(world.device)
-    together: NDArray[np.float32] = world.add_up(made).cpu().numpy()
+    together: NDArray[F] = world.add_up(made).cpu().numpy()
     return together

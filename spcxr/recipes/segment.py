@@ -5,7 +5,6 @@ open the images -> find the rows with masks -> build -> fit -> export the best e
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,17 +31,16 @@ from spcxr.models.decoder import Segmenter, build_decoder
 from spcxr.models.weights import load_model_folder
 from spcxr.recipes.few_shot import take_patients
 from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of, take_fraction
-from spcxr.recipes.fitting import Course, Drawn, fit, set_out
+from spcxr.recipes.fitting import Course, Drawn, fit, predict_together, set_out
 from spcxr.recipes.frames import in_lung_box, in_windows
-from spcxr.recipes.mask_losses import LOSSES, over_scales
+from spcxr.recipes.mask_losses import LOSSES, over_scales, whole_step
 from spcxr.recipes.masks import Figures, examples, figures, pixel_mm, say_read_whole
 from spcxr.recipes.outcome import export, finished, write_results
 from spcxr.recipes.seeds import run_seeds
 from spcxr.train.augment import IGNORE, warp_masks
 from spcxr.train.checkpoint import Position
-from spcxr.train.device import pick_device
-from spcxr.train.distributed import World, find_ranks
-from spcxr.train.run_folder import open_run
+from spcxr.train.distributed import World, join_world
+from spcxr.train.run_folder import open_run_together
 
 Rows = NDArray[np.int64]
 RECIPE = "segment"
@@ -106,40 +104,39 @@ def run(config: SegmentConfig) -> Path:
 
     With several seeds the folder holds a run for each, and ``summary.json`` (`seeds.run_seeds`).
 
+    One process of many where torchrun or SLURM says so (`train.distributed`).
+
     Raises
     ------
     SpcxrError
-        data, masks, splits or an init that cannot be used, or several processes; the message
-        names the remedy.
+        data, masks, splits or an init that cannot be used; the message names the remedy.
     Interrupted
         Ctrl-C or SIGTERM: saved; the message says how to go on.
     """
-    if ranks := find_ranks(os.environ):
-        raise SpcxrError(
-            f"{config.out}: segment is one process, for its Dice is of a whole batch, and "
-            f"{ranks.size} were started; leave out torchrun or srun"
-        )
-    alone = World(pick_device(config.device))
-    if config.seeds > 1:
-        return run_seeds(alone, config, run_once, RECIPE)
-    return run_once(alone, config)
+    with join_world(config.device) as world:
+        if config.seeds > 1:
+            return run_seeds(world, config, run_once, RECIPE)
+        return run_once(world, config)
 
 
 def run_once(world: World, config: SegmentConfig, place: Path | None = None) -> Path:
     """One run, of one seed; images are prepared at ``place``, or in the run. A finished one is
     left as it is."""
     settings = to_dict(config)
-    with open_run(config.out, settings, recipe=RECIPE, resume=config.resume) as folder:
-        if finished(folder):
+    opened = open_run_together(world, config.out, settings, recipe=RECIPE, resume=config.resume)
+    with opened as folder:
+        if world.once(lambda: str(finished(folder))) == "True":
             return folder
-        start = begin(config, folder, place=place)
+        start = begin(config, folder, world, place)
         course, task = build(config, folder, start, choose_cohort(config, start.store), world)
         position = fit(course, task)
-        made = export(course, task, position, course.model.get_submodule("decoder"))
-        if config.crop_from:
-            finder = load_model_folder(config.crop_from).folder
-            shutil.copytree(finder, made / FINDER, dirs_exist_ok=True)
-        report(course, task, position)
+        found = task.measure(course.model, course.cohort.judged, pixel_mm(start.store))
+        if world.first:
+            made = export(course, task, position, course.model.get_submodule("decoder"))
+            if config.crop_from:
+                finder = load_model_folder(config.crop_from).folder
+                shutil.copytree(finder, made / FINDER, dirs_exist_ok=True)
+            report(course, task, position, found)
     return folder
 
 
@@ -255,21 +252,30 @@ class Segmentation:
         stored = torch.from_numpy(self.course.start.store.masks(drawn.rows)).to(images.device)
         masks = warp_masks(stored, drawn.warps, images.shape[-1])
         logits, between = model(images), LOSSES[self.block["loss"]]
+        total = whole_step(self.course.world, counts=drawn.counts)
         if isinstance(logits, tuple):
-            return over_scales(between, logits, masks)
-        return between(logits, masks)
+            return over_scales(between, logits, masks, total)
+        return between(logits, masks, total)
 
-    def amount(self, rows: Rows) -> float:
-        """Images; Dice over a batch cannot be shared out, so there is one process."""
-        return float(len(rows))
+    def part(self, drawn: Drawn, whole: Rows) -> float:
+        """Every process knows the loss of the whole step: Dice is of all its pixels."""
+        return 1 / self.course.world.size
 
     def measure(self, model: nn.Module, rows: Rows, sizes: Figures | None = None) -> Figures:
         """`mask_figures` ``(n, K, F)`` of each image and structure, at the store's resolution;
-        distances too if there are ``sizes`` of the pixels."""
+        distances too if there are ``sizes`` of the pixels. Each process takes its share."""
+        store, world, names = self.course.start.store, self.course.world, self.structures
+
+        def computed(some: Rows) -> Figures:
+            return figures(store, self.predict(model, some), names, sizes).reshape(len(some), -1)
+
         before = read_whole(model)
-        found = figures(self.course.start.store, self.predict(model, rows), self.structures, sizes)
-        say_read_whole(read_whole(model) - before, len(rows), str(self.course.folder))
-        return found
+        found = predict_together(world, computed, rows)
+        lost = torch.tensor(float(read_whole(model) - before), device=world.device)
+        lost = world.add_up(lost)
+        if world.first:
+            say_read_whole(int(lost), len(rows), str(self.course.folder))
+        return found.reshape(len(rows), len(names), -1)
 
     def predict(self, model: nn.Module, rows: Rows) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
         """Batches of (rows, class numbers ``(b, S, S)``), from unchanged images."""
@@ -297,14 +303,13 @@ def mean_each(figures: Figures) -> Figures:
     return np.array([float(metrics.mean(column)) for column in figures.T])
 
 
-def report(course: Course, task: Segmentation, position: Position) -> None:
-    """Measure validation and test rows with the best epoch's weights; write what came of it.
+def report(course: Course, task: Segmentation, position: Position, found: Figures) -> None:
+    """Write what the exported weights make of the validation and test rows: ``found (n, K, F)``.
 
     A structure that a part's masks do not show, and that was not found there, is left out.
     """
-    rows, store = course.cohort.judged, course.start.store
-    found = task.measure(course.model, rows, pixel_mm(store))
-    patients = store.manifest.patients[rows]
+    rows = course.cohort.judged
+    patients = course.start.store.manifest.patients[rows]
     each = {
         name: {key: found[:, k, FIGURES.index(key)] for key in REPORTED}
         for k, name in enumerate(task.structures)

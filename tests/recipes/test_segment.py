@@ -220,17 +220,6 @@ def test_a_store_without_masks_is_refused(make_store, tiny_init, tmp_path):
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_several_processes_are_refused(make_store, tiny_init, tmp_path, monkeypatch):
-    """They would each begin the same run: Dice is of a whole batch, and cannot be shared out."""
-    there = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
-    for name, value in (there | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
-        monkeypatch.setenv(name, value)
-    settings = config(make_store(masked=True, count=8), tiny_init, tmp_path / "run")
-    with pytest.raises(SpcxrError, match=r"one process, .* 2 were started; leave out torchrun"):
-        run(settings)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(
     ("paths", "value", "said"),
     [
