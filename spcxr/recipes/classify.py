@@ -26,13 +26,14 @@ from spcxr.recipes import frozen, seeds
 from spcxr.recipes.attend import LUNGS, KnownLungs, find_lungs
 from spcxr.recipes.cohort import Labelled, choose_cohort, macro_auroc
 from spcxr.recipes.finetune import SCRATCH, FinetuneConfig, Start, begin
-from spcxr.recipes.fitting import Course, Drawn, fit, predict_together, set_out
+from spcxr.recipes.fitting import Course, Drawn, fit, set_out
 from spcxr.recipes.losses import masked_bce, one_of_many
 from spcxr.recipes.outcome import export, finished, write_results
 from spcxr.recipes.presets import PRESETS
 from spcxr.recipes.targets import POLICIES, SOFT, Matrix, Rows, class_weights
 from spcxr.train.checkpoint import Position
 from spcxr.train.distributed import World, join_world
+from spcxr.train.parallel import predict_together
 from spcxr.train.run_folder import open_run_together
 
 RECIPE = "classify"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from spcxr.train.parallel import spread
 from spcxr.train.schedule import cosine
 
 SAVE_EVERY_S = 60.0
-F = TypeVar("F", np.float32, np.float64)
 
 # --- the loop -------------------------------------------------------------------------------
 
@@ -383,22 +382,3 @@ def _judge(loop: Loop, position: Position) -> Position:
     best = ", the best" if better else ""
     loop.journal.say(f"epoch {epoch}/{course.config.epochs}: {said}{best}")
     return replace(position, best=score, best_step=position.step) if better else position
-
-
-# --- several processes ----------------------------------------------------------------------
-
-
-def predict_together(world: World, predict: Callable[[Rows], NDArray[F]], rows: Rows) -> NDArray[F]:
-    """``predict(rows) (n, K)``, each rank its share of the rows; every rank gets it all."""
-    if world.size == 1:
-        return predict(rows)
-    places = np.array_split(np.arange(len(rows)), world.size)[world.rank]
-    found = predict(rows[places])
-    widths = torch.zeros(world.size, device=world.device)
-    widths[world.rank] = found.shape[1]
-    width = int(world.add_up(widths).max())
-    made = torch.zeros(len(rows), width, device=world.device, dtype=torch.from_numpy(found).dtype)
-    if len(places):
-        made[torch.from_numpy(places)] = torch.from_numpy(found).to(world.device)
-    together: NDArray[F] = world.add_up(made).cpu().numpy()
-    return together

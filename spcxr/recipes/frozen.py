@@ -21,10 +21,11 @@ from spcxr.models.neighbours import NeighbourHead, neighbour_shares, share_logit
 from spcxr.recipes.attend import KnownLungs
 from spcxr.recipes.cohort import macro_auroc
 from spcxr.recipes.finetune import Rows
-from spcxr.recipes.fitting import Course, introduce, predict_together
+from spcxr.recipes.fitting import Course, introduce
 from spcxr.recipes.linear import LinearProblem, Matrix
 from spcxr.train.checkpoint import Position
 from spcxr.train.journal import Journal, Silent
+from spcxr.train.parallel import predict_together
 
 if TYPE_CHECKING:
     from spcxr.recipes.classify import Classification

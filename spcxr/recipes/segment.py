@@ -31,7 +31,7 @@ from spcxr.models.decoder import Segmenter, build_decoder
 from spcxr.models.weights import load_model_folder
 from spcxr.recipes.few_shot import take_patients
 from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of, take_fraction
-from spcxr.recipes.fitting import Course, Drawn, fit, predict_together, set_out
+from spcxr.recipes.fitting import Course, Drawn, fit, set_out
 from spcxr.recipes.frames import in_lung_box, in_windows
 from spcxr.recipes.mask_losses import LOSSES, over_scales, whole_step
 from spcxr.recipes.masks import Figures, examples, figures, pixel_mm, say_read_whole
@@ -40,6 +40,7 @@ from spcxr.recipes.seeds import run_seeds
 from spcxr.train.augment import IGNORE, warp_masks
 from spcxr.train.checkpoint import Position
 from spcxr.train.distributed import World, join_world
+from spcxr.train.parallel import predict_together
 from spcxr.train.run_folder import open_run_together
 
 Rows = NDArray[np.int64]

@@ -1,17 +1,24 @@
-"""One model on several processes: a copy on each (DDP), or its weights shared out (FSDP2)."""
+"""One model on several processes: a copy on each (DDP), or its weights shared out (FSDP2); and rows
+that are shared out between them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from spcxr.train.distributed import World
+
+Rows = NDArray[np.int64]
+F = TypeVar("F", np.float32, np.float64)
 
 
 def spread(module: nn.Module, world: World, *, shard: bool, methods: tuple[str, ...]) -> nn.Module:
@@ -79,3 +86,19 @@ def as_in(own: Tensor, value: Tensor) -> Tensor:
         return value
     here = value.to(own.device_mesh.device_type)
     return distribute_tensor(here, own.device_mesh, own.placements, src_data_rank=None)
+
+
+def predict_together(world: World, predict: Callable[[Rows], NDArray[F]], rows: Rows) -> NDArray[F]:
+    """``predict(rows) (n, K)``, each rank its share of the rows; every rank gets it all."""
+    if world.size == 1:
+        return predict(rows)
+    places = np.array_split(np.arange(len(rows)), world.size)[world.rank]
+    found = predict(rows[places])
+    widths = torch.zeros(world.size, device=world.device)
+    widths[world.rank] = found.shape[1]
+    width = int(world.add_up(widths).max())
+    made = torch.zeros(len(rows), width, device=world.device, dtype=torch.from_numpy(found).dtype)
+    if len(places):
+        made[torch.from_numpy(places)] = torch.from_numpy(found).to(world.device)
+    together: NDArray[F] = world.add_up(made).cpu().numpy()
+    return together
