@@ -25,7 +25,7 @@ TITLES = {
     "dice": "Dice",
     "iou": "IoU",
     "hd95_px": "HD95, pixels of 128 x 128",
-    "fall": "fall of the mean AUROC on corrupted images",
+    "fall": "fall of mean AUROC, corrupted",
 }
 CHECKS = "checks"
 Facts = Mapping[str, Any]
@@ -199,7 +199,11 @@ def draw(row: Facts, file: Path) -> None:
             _draw_levels(axes, of_metric(row, metric))
             axes.set_ylabel(TITLES[metric])
         axes.grid(alpha=0.2)
-        axes.legend(fontsize=8, frameon=False)
+    shown = {}
+    for axes in figure.axes:
+        shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=4, fontsize=8,
+                  frameon=False)  # fmt: skip
     figure.savefig(file, metadata={"Software": None})
 
 
@@ -226,4 +230,5 @@ def _draw_levels(axes: Any, levels: Facts) -> None:
         for place, facts in zip(x, found, strict=True):
             axes.plot([place] * len(facts["seeds"]), facts["seeds"], "_", color=colour, alpha=0.5)
     axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.6, len(names) - 0.4)
     axes.set_xlabel("labels")
