@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spcxr.data.store import NO_MASK, Store
 from spcxr.errors import SpcxrError
-from spcxr.evaluate.mask_summary import mask_figures
+from spcxr.evaluate.mask_summary import FIGURES, mask_figures
 from spcxr.evaluate.overlays import best_median_worst, overlay
 
 Rows = NDArray[np.int64]
@@ -42,7 +42,7 @@ def figures(
     SpcxrError
         as `matched`.
     """
-    numbers, made = matched(store, names), []
+    numbers, made = matched(store, names), [np.empty((0, len(names), len(FIGURES)))]
     for rows, masks in predicted:
         truth = store.masks(rows)
         size = None if sizes is None else sizes[rows]

@@ -268,7 +268,8 @@ class Segmentation:
         store, world, names = self.course.start.store, self.course.world, self.structures
 
         def computed(some: Rows) -> Figures:
-            return figures(store, self.predict(model, some), names, sizes).reshape(len(some), -1)
+            found = figures(store, self.predict(model, some), names, sizes)
+            return found.reshape(len(some), len(names) * len(FIGURES))
 
         before = read_whole(model)
         found = predict_together(world, computed, rows)
@@ -276,7 +277,7 @@ class Segmentation:
         lost = world.add_up(lost)
         if world.first:
             say_read_whole(int(lost), len(rows), str(self.course.folder))
-        return found.reshape(len(rows), len(names), -1)
+        return found.reshape(len(rows), len(names), len(FIGURES))
 
     def predict(self, model: nn.Module, rows: Rows) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
         """Batches of (rows, class numbers ``(b, S, S)``), from unchanged images."""

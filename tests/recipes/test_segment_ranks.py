@@ -8,7 +8,9 @@ import torch
 from ranks import end, launch
 from safetensors.torch import load_file
 
+from spcxr.evaluate.mask_summary import FIGURES
 from spcxr.recipes.mask_losses import LOSSES, over_scales, whole_step
+from spcxr.recipes.masks import figures
 from spcxr.train.augment import IGNORE
 from spcxr.train.journal import read_records
 
@@ -83,6 +85,11 @@ def test_coarser_masks_are_added_up_as_well():
 
     over_scales(loss, scales, masks, counted)
     assert asked == [4, 4]
+
+
+def test_a_rank_without_rows_to_judge_finds_nothing(make_store):
+    store = make_store(masked=True, count=8)
+    assert figures(store, iter(()), ("lung",)).shape == (0, 1, len(FIGURES))
 
 
 @pytest.mark.slow
