@@ -183,7 +183,7 @@ def build(
         for made in (course.model, course.ema):
             if made is not None:
                 made.lungs = lungs  # type: ignore[assignment]
-    if config.method == "full":
+    if config.method == "full" and config.head_init == "random":  # a probe standardises by itself
         _standardise(head, course, lungs)
     weight = None
     if config.class_weights == "auto":

@@ -1,8 +1,11 @@
 """Label columns of a tiny store, and the settings of a run on it, that several tests share."""
 
+import signal
+
 import numpy as np
 from PIL import Image
 
+from spcxr.recipes import fitting
 from spcxr.recipes.classify import ClassifyConfig
 from spcxr.train.journal import read_records
 
@@ -44,3 +47,17 @@ def write_table(folder):
     table = folder / "labels.csv"
     table.write_text("\n".join(lines))
     return table
+
+
+class Stop:
+    """Sends SIGTERM to this process in the n-th step."""
+
+    def __init__(self, at, monkeypatch):
+        self.at, self.count, self.real = at, 0, fitting.take_step
+        monkeypatch.setattr(fitting, "take_step", self)
+
+    def __call__(self, *arguments, **settings):
+        self.count += 1
+        if self.count == self.at:
+            signal.raise_signal(signal.SIGTERM)
+        return self.real(*arguments, **settings)

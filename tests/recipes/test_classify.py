@@ -4,13 +4,20 @@ import csv
 import json
 import re
 import shlex
-import signal
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from labelled_runs import config, findings, one_label, three_classes, train_losses, write_table
+from labelled_runs import (
+    Stop,
+    config,
+    findings,
+    one_label,
+    three_classes,
+    train_losses,
+    write_table,
+)
 from safetensors.numpy import load_file
 
 from spcxr.cli import train
@@ -19,7 +26,6 @@ from spcxr.data.store import Store
 from spcxr.errors import Interrupted, SpcxrError
 from spcxr.infer.predict import load_trained, predict_classes, probabilities
 from spcxr.models.weights import load_model_folder
-from spcxr.recipes import fitting
 from spcxr.recipes.classify import ClassifyConfig, run
 from spcxr.train import device
 from spcxr.train.device import Compute
@@ -109,20 +115,6 @@ def test_phantoms_are_marked_and_the_card_has_its_limits(drawn, make_store, tiny
     assert "## Limits" in card
     assert load_trained(folder).config["provenance"]["phantoms"] is drawn
     assert json.loads((folder / "metrics.json").read_text())["phantoms"] is drawn
-
-
-class Stop:
-    """Sends SIGTERM to this process in the n-th step."""
-
-    def __init__(self, at, monkeypatch):
-        self.at, self.count, self.real = at, 0, fitting.take_step
-        monkeypatch.setattr(fitting, "take_step", self)
-
-    def __call__(self, *arguments, **settings):
-        self.count += 1
-        if self.count == self.at:
-            signal.raise_signal(signal.SIGTERM)
-        return self.real(*arguments, **settings)
 
 
 @pytest.mark.parametrize("at", [2, 4, 6], ids=["mid-epoch", "end of epoch", "later"])

@@ -2,12 +2,11 @@
 
 import csv
 import json
-import signal
 
 import numpy as np
 import pytest
 import torch
-from labelled_runs import config, findings, one_label, three_classes
+from labelled_runs import Stop, config, findings, one_label, three_classes
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -15,7 +14,7 @@ from spcxr.infer.predict import load_trained, predict_classes, probabilities
 from spcxr.models.heads import Features
 from spcxr.models.neighbours import TEMPERATURE, neighbour_shares
 from spcxr.models.weights import load_model_folder
-from spcxr.recipes import fitting, frozen, prepare
+from spcxr.recipes import frozen, prepare
 from spcxr.recipes.classify import ClassifyConfig, run
 from spcxr.recipes.linear import LinearProblem
 from spcxr.recipes.prepare import PrepareConfig
@@ -89,16 +88,8 @@ def test_a_stopped_run_that_began_with_a_probe_ends_as_it_would_have(
 ):
     store, settings = make_store(one_label), {"head_init": "linear", "epochs": 2}
     whole = run(config(store, tiny_init, tmp_path / "whole", **settings))
-    real, count = fitting.take_step, []
-
-    def stopping(*arguments, **rest):
-        count.append(1)
-        if len(count) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return real(*arguments, **rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "take_step", stopping)
+        Stop(3, patch)
         with pytest.raises(Interrupted):
             run(config(store, tiny_init, tmp_path / "stopped", **settings))
     stopped = run(config(store, tiny_init, tmp_path / "stopped", **settings))
