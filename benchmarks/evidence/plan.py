@@ -56,8 +56,9 @@ class Row:
     adds its own; ``levels`` of an arm are the ones it is run on, if not all. ``differences`` are
     pairs of arms, ``metrics`` what is measured, the first of them what ``rates`` (a level, and base
     rates to try) are chosen by. ``baseline``: a linear model on thumbnails as well. ``elsewhere``:
-    other stores to measure on; ``corruptions``: of the test images. ``small`` are the fields that
-    are others in the small study.
+    other stores to measure on; ``corruptions``: of the test images. ``split``: whose rows are
+    measured, ``val`` where the row is to decide something. ``small`` are the fields that are others
+    in the small study.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Row:
     baseline: bool = False
     elsewhere: list[str] = field(default_factory=list)
     corruptions: list[str] = field(default_factory=list)
+    split: str = "test"
     small: Settings = field(default_factory=dict)
 
 

@@ -202,7 +202,7 @@ def run_row(row: plan.Row, out: Path, part: Part) -> dict[str, Any]:
 def measured(
     row: plan.Row, job: plan.Job, out: Path, store: Store
 ) -> dict[str, list[measure.Measured]]:
-    """Level -> the job's seeds on the test rows; and on those of other stores, if the row says so,
+    """Level -> the job's seeds on the rows of the row's split; and on those of other stores, if the row says so,
     as levels of their own."""
     if row.corruptions:
         made = {
@@ -211,7 +211,7 @@ def measured(
             ]
         }
     else:
-        made = {job.level: [measure.measure_run(seed, store) for seed in job.seeds]}
+        made = {job.level: [measure.measure_run(seed, store, row.split) for seed in job.seeds]}
     for name in row.elsewhere:
         other = Store.open(out / "stores" / name)
         made[f"{job.level}, on {name}"] = [
@@ -264,7 +264,7 @@ def write_result(file: Path, row: plan.Row | None, facts: dict[str, Any]) -> Non
     file.parent.mkdir(parents=True, exist_ok=True)
     said = {} if row is None else {"title": row.title, "order": row.order, "name": row.name,
                                    "command": row.command, "differences": row.differences,
-                                   "metrics": row.metrics}  # fmt: skip
+                                   "metrics": row.metrics, "split": row.split}  # fmt: skip
     kept = json.loads(
         json.dumps(said | facts), parse_float=lambda text: float(f"{float(text):.5g}")
     )

@@ -152,8 +152,9 @@ def is_gap(name: str) -> bool:
 def counts(row: Facts) -> list[str]:
     """Whose images the levels were measured on: each said once."""
     firsts = [next(iter(next(iter(found.values())).values())) for found in row["levels"].values()]
+    held = "validation " if row.get("split") == "val" else ""
     return list(
-        dict.fromkeys(f"{f['n_images']} images, {f['n_patients']} patients" for f in firsts)
+        dict.fromkeys(f"{f['n_images']} {held}images, {f['n_patients']} patients" for f in firsts)
     )
 
 

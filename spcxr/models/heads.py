@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spcxr.models.drawn import draw_matrices
 from spcxr.models.regions import LungSource
 from spcxr.models.sequences import PackedTokens
 from spcxr.models.vit import VisionTransformer
@@ -27,10 +28,7 @@ class ReconstructionHead(nn.Module):
         hidden = [m for _ in range(layers) for m in (nn.Linear(width, width), nn.GELU())]
         self.mlp = nn.Sequential(*hidden)
         self.to_pixels = nn.Linear(width, channels * patch_px * patch_px)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        draw_matrices(self)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patch tokens ``[B, N, D]`` -> patch rows ``[B, N, C*P*P]`` (see `ops.patches`)."""

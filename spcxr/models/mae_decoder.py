@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from spcxr.errors import SpcxrError
 from spcxr.models.blocks import Block
+from spcxr.models.drawn import draw_matrices, sine_cosine_positions
 from spcxr.models.positions import resize_positions
 from spcxr.models.sequences import Grid, PackedTokens
 from spcxr.ops.checks import values_seen
@@ -16,8 +17,8 @@ class MAEDecoder(nn.Module):
     """A light transformer over the visible tokens and one learned token for each hidden patch.
 
     After MAE (arXiv 2111.06377): Linear D -> width, mask tokens, positions, blocks, LayerNorm,
-    Linear -> C*P*P. Ours: learned positions, and half of the encoder's width with four blocks
-    (MAE: 512 and eight), since the encoder is what is kept.
+    Linear -> C*P*P. Ours: positions are learned, from sines on;
+    half of the encoder's width and four blocks (MAE: 512 and eight), since the encoder is kept.
 
     >>> decoder = MAEDecoder(from_width=24, grid=(2, 2), row_length=256, width=12, heads=3)
     >>> starts = torch.tensor([0, 2, 3], dtype=torch.int32)
@@ -47,11 +48,9 @@ class MAEDecoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.to_pixels = nn.Linear(width, row_length)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        draw_matrices(self)
+        with torch.no_grad():
+            self.pos_embed[0, 1:] = sine_cosine_positions(grid, width)
 
     def forward(self, seen: PackedTokens, grid: Grid) -> Tensor:
         """Encoded visible tokens -> patch rows ``[B, N, C*P*P]`` of all patches of ``grid``."""

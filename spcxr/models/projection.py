@@ -77,7 +77,7 @@ class PrototypeHead(nn.Module):
 
 
 def _initialise(head: nn.Module) -> None:
-    """The encoder's law: truncated normal of std .02, zero biases."""
+    """DINO's law: truncated normal of std .02, zero biases."""
     for module in head.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

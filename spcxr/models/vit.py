@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spcxr.errors import SpcxrError
 from spcxr.models.blocks import Block, PatchEmbed, recomputed
+from spcxr.models.drawn import draw_matrices, sine_cosine_positions
 from spcxr.models.positions import resize_positions
 from spcxr.models.sequences import (
     DENSE,
@@ -106,13 +107,13 @@ class VisionTransformer(nn.Module):
             self._initialise()
 
     def _initialise(self) -> None:
-        """Truncated normal of std .02, zero biases; the patch convolution keeps torch's (DeiT)."""
+        """MAE's law (`drawn`): positions begin as sines and are learned from there (ours: MAE's
+        stay); the patch convolution keeps torch's."""
+        draw_matrices(self)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            self.pos_embed[0, 1:] = sine_cosine_positions(self.grid, self.width)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` (normalised float) -> tokens ``[B, 1 + N, D]`` with positions.
