@@ -30,8 +30,8 @@ def sine_cosine_positions(grid: tuple[int, int], width: int) -> Tensor:
     A quarter of the width each, of wavelengths from 2 pi up to 10,000 times that (arXiv 1706.03762;
     in two dimensions as in MoCo v3, arXiv 2104.02057, and MAE); what four does not divide is 0.
 
-    >>> sine_cosine_positions((2, 3), 8)[4].tolist()[::2]  # second row, second column
-    [0.8414709568023682, 0.5403022766113281, 0.8414709568023682, 0.5403022766113281]
+    >>> sine_cosine_positions((2, 3), 8)[4, ::2]  # second row, second column
+    tensor([0.8415, 0.5403, 0.8415, 0.5403])
     """
     quarter = width // 4
     frequencies = 10_000.0 ** -(torch.arange(quarter) / max(quarter, 1))
