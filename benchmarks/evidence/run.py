@@ -202,8 +202,8 @@ def run_row(row: plan.Row, out: Path, part: Part) -> dict[str, Any]:
 def measured(
     row: plan.Row, job: plan.Job, out: Path, store: Store
 ) -> dict[str, list[measure.Measured]]:
-    """Level -> the job's seeds on the rows of the row's split; and on those of other stores, if the row says so,
-    as levels of their own."""
+    """Level -> the job's seeds on the rows of the row's split; and on test rows of other stores, if
+    the row says so, as levels of their own."""
     if row.corruptions:
         made = {
             job.level: [

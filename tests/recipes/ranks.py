@@ -5,6 +5,9 @@ import socket
 import subprocess
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -56,3 +59,21 @@ def end(processes, code=0, limit_s=240):
     said = [process.communicate(timeout=limit_s)[1] for process in processes]
     assert [process.returncode for process in processes] == [code] * len(processes), said
     return said
+
+
+def same_weights(folder, other):
+    """Whether two runs have learned the same encoder and head, but for the bias of keys.
+
+    That adds one number to all logits of a query, which softmax does not feel: its gradient is
+    rounding alone, and AdamW makes whole steps of it.
+    """
+    for name in ("model", "head"):
+        one, two = (load_file(f / "model" / f"{name}.safetensors") for f in (folder, other))
+        for key, value in one.items():
+            pairs = [(value, two[key])]
+            if key.endswith("qkv.bias"):
+                pairs = [pair for k, pair in enumerate(zip(value.chunk(3), two[key].chunk(3),
+                                                           strict=True)) if k != 1]  # fmt: skip
+            for mine, theirs in pairs:
+                assert torch.allclose(mine, theirs, rtol=1e-3, atol=2e-5), key
+    return True

@@ -178,7 +178,7 @@ def test_cases_show_the_stores_images_and_the_encoders_attention(make_store, tra
     )
     tile = slice(22 + 224 + 6, 22 + 2 * 224 + 6)  # the overlays, below the images
     colour = [np.ptp(sheet[tile, 150:224], axis=2).mean() for sheet in (whole, half)]
-    assert colour[1] < 5 < colour[0]  # grey where no patch was read
+    assert colour[1] < 0.5 < 2 < colour[0]  # grey where no patch was read
     nothing = cases_section(trained, test_set, np.full((16, 2), np.nan), rng.random((16, 2)))
     assert nothing.pictures == ()
     assert "no case to show" in nothing.text
