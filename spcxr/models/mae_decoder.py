@@ -49,8 +49,7 @@ class MAEDecoder(nn.Module):
         self.to_pixels = nn.Linear(width, row_length)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         draw_matrices(self)
-        with torch.no_grad():
-            self.pos_embed[0, 1:] = sine_cosine_positions(grid, width)
+        self.pos_embed.data[0, 1:] = sine_cosine_positions(grid, width)
 
     def forward(self, seen: PackedTokens, grid: Grid) -> Tensor:
         """Encoded visible tokens -> patch rows ``[B, N, C*P*P]`` of all patches of ``grid``."""

@@ -112,8 +112,7 @@ class VisionTransformer(nn.Module):
         draw_matrices(self)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        with torch.no_grad():
-            self.pos_embed[0, 1:] = sine_cosine_positions(self.grid, self.width)
+        self.pos_embed.data[0, 1:] = sine_cosine_positions(self.grid, self.width)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` (normalised float) -> tokens ``[B, 1 + N, D]`` with positions.
