@@ -129,6 +129,11 @@ def spcxr_train(words: Sequence[str]) -> None:
     subprocess.run([sys.executable, "-c", START, *words], check=True)
 
 
+def wanted(job: plan.Job, part: Part) -> bool:
+    """Whether it is done, or may be run."""
+    return not part.finished or (job.folder / DONE).is_file()
+
+
 def run_job(job: plan.Job) -> dict[str, Any]:
     """Run a command unless it is done; what it was, by which commit, and how long it took.
 
@@ -176,14 +181,14 @@ def run_row(row: plan.Row, out: Path, part: Part) -> dict[str, Any]:
     """Choose rates, run the jobs, measure them; or measure what is finished, and run nothing."""
     store = Store.open(out / "stores" / row.store)
     if row.command == "pretrain":
-        made = {job.arm: run_job(job) for job in plan.jobs(row, out)}
+        made = {job.arm: run_job(job) for job in plan.jobs(row, out) if wanted(job, part)}
         return {"runs": made, "curves": {arm: _curve(out / row.name / "all" / arm) for arm in made}}
     rates, tried = choose_rates(row, out, store, part)
     runs: dict[str, Any] = {}
     # level -> arm -> its seeds
     found: dict[str, dict[str, list[measure.Measured]]] = {}
     for job in plan.jobs(row, out, rates):
-        if part.finished and not (job.folder / DONE).is_file():
+        if not wanted(job, part):
             continue
         runs[f"{job.level}/{job.arm}"] = run_job(job)
         for level, seeds in measured(row, job, out, store).items():
@@ -226,7 +231,7 @@ def choose_rates(
     """The base rate of each arm that does best on validation rows, and all that was tried."""
     tried: dict[str, dict[float, float]] = {}
     for rate, job in plan.trials(row, out):
-        if part.finished and not (job.folder / DONE).is_file():
+        if not wanted(job, part):
             continue
         run_job(job)
         (folder,) = job.seeds
