@@ -16,7 +16,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "EVIDENCE.md"
-COLOURS = ("#0a84c6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000")
+COLOURS = ("#0a84c6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000",
+           "#8c564b", "#bcbd22")  # fmt: skip
 TITLES = {
     "macro_auroc": "mean AUROC",
     "balanced_accuracy": "balanced accuracy",
