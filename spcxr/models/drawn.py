@@ -10,7 +10,7 @@ def draw_matrices(module: nn.Module) -> None:
     """Xavier's uniform law (Glorot and Bengio, 2010) for every linear layer, zero biases.
 
     As in MAE (arXiv 2111.06377). With DeiT's truncated normal of std .02 a head of four layers
-    leaves hardly any gradient, and group-masked pretraining needs five times as many epochs
+    leaves hardly any gradient, and group-masked pretraining needs two to three times as many epochs
     (docs/LOG.md).
 
     >>> layer = nn.Linear(8, 16)
