@@ -19,7 +19,7 @@ from spcxr.recipes.segment import SegmentConfig
 
 ROWS = run.HERE / "rows"
 CONFIGS = {"pretrain": PretrainConfig, "classify": ClassifyConfig, "segment": SegmentConfig}
-# Of the lungs of adults, as docs/EVIDENCE.md says.
+# Of lungs, as docs/EVIDENCE.md says.
 OF_THREE_SEEDS = ("lungs-children", "lungs-adults", "lungs-radiologist", "lungs-shenzhen")
 # What an arm may differ by from another of its level; all else is the budget.
 OF_ARM = {

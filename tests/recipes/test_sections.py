@@ -148,6 +148,8 @@ def test_summary_counts_what_the_store_holds(make_store):
 
 
 def test_cases_show_the_stores_images_and_the_encoders_attention(make_store, trained):
+    # Without positions: where a patch is looked at is told by what it shows, not by where it lies.
+    torch.nn.init.zeros_(trained.model.encoder.pos_embed)
     store = make_store({})
     test_set = TestSet("store: test", "s", store, store.manifest.rows("test"))
     rng = np.random.default_rng(0)
@@ -178,7 +180,7 @@ def test_cases_show_the_stores_images_and_the_encoders_attention(make_store, tra
     )
     tile = slice(22 + 224 + 6, 22 + 2 * 224 + 6)  # the overlays, below the images
     colour = [np.ptp(sheet[tile, 150:224], axis=2).mean() for sheet in (whole, half)]
-    assert colour[1] < 0.5 < 2 < colour[0]  # grey where no patch was read
+    assert colour[1] < 0.5 < 5 < colour[0]  # grey where no patch was read
     nothing = cases_section(trained, test_set, np.full((16, 2), np.nan), rng.random((16, 2)))
     assert nothing.pictures == ()
     assert "no case to show" in nothing.text
