@@ -1,7 +1,7 @@
-"""Segmentation: the UNETR decoder (arXiv 2103.10504) from MONAI's blocks, in two dimensions, and
-a light one for few labels.
+"""Segmentation: encoder and decoder. Three decoders, of MONAI's blocks in two dimensions.
 
-UNETR is the only decoder named in this line of work (Tiny Lungs); the paper's own is not known.
+A U-Net that the encoder joins at the bottom (the default, ours), UNETR (arXiv 2103.10504; the only
+decoder named in this line of work, Tiny Lungs; the paper's own is not known), and light ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.blocks import (
+    Convolution,
+    ResidualUnit,
+    UnetrBasicBlock,
+    UnetrPrUpBlock,
+    UnetrUpBlock,
+)
 from torch import Tensor, nn
 
 from spcxr.errors import SpcxrError
@@ -60,6 +66,93 @@ def _join(in_channels: int, channels: int, factor: int) -> nn.Module:
         upsample_kernel_size=factor,
         norm_name="instance",
         res_block=True,
+    )
+
+
+class UNetDecoder(nn.Module):
+    """A U-Net of the image (arXiv 1505.04597) at whose bottom the encoder's features join in.
+
+    Borders are drawn from the image by the U-Net, which learns them from few masks; what is where
+    it hears from the encoder, at the bottom alone, so nothing coarse is brought up by itself as in
+    UNETR. Ours; the U-Net's blocks are those of MONAI's ``UNet`` (residual units, strided and
+    transposed convolutions, instance norm).
+
+    Parameters
+    ----------
+    width
+        D of the encoder.
+    patch_px
+        16 or 8: four or three halvings lead to its grid.
+    out_channels
+        K, one plane of logits per class.
+    channels
+        of the image.
+    base_channels
+        at a half of the resolution; half as many at the full one, twice at each coarser level.
+    deep
+        while training, logits at a half and a quarter of the resolution are given too.
+
+    Raises
+    ------
+    SpcxrError
+        another patch size.
+
+    >>> decoder = UNetDecoder(width=24, patch_px=16, out_channels=2, base_channels=4)
+    >>> features = [torch.zeros(1, 24, 2, 3)] * 4
+    >>> decoder(torch.zeros(1, 1, 32, 48), features).shape
+    torch.Size([1, 2, 32, 48])
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        patch_px: int,
+        out_channels: int,
+        channels: int = 1,
+        base_channels: int = 16,
+        deep: bool = False,
+    ) -> None:
+        super().__init__()
+        if patch_px not in STEPS:
+            raise SpcxrError(f"patches of {patch_px} px; the U-Net decoder takes 16 or 8")
+        # Channels of each level, from the image's own resolution to the bottom.
+        sides = [base_channels * 2**k // 2 for k in range(int(math.log2(patch_px)) + 2)]
+        deepest, bottom = sides[-2:]
+        self.down = nn.ModuleList(
+            ResidualUnit(2, before, after, strides=2, subunits=2)
+            for before, after in zip([channels, *sides[1:-2]], sides[1:-1], strict=True)
+        )
+        self.joined = Convolution(2, 4 * width, deepest, kernel_size=1)
+        self.bottom = ResidualUnit(2, 2 * deepest, bottom, subunits=2)
+        below = [bottom + deepest, *(2 * side for side in reversed(sides[1:-2]))]
+        self.up = nn.ModuleList(map(_rise, below, reversed(sides[:-2])))
+        heads = [nn.Conv2d(side, out_channels, kernel_size=1) for side in sides[: 3 if deep else 1]]
+        self.out = nn.ModuleList(heads)
+
+    def forward(self, images: Tensor, features: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        """Images ``[B, C, H, W]`` and four features ``[B, D, Gh, Gw]``, shallow to deep.
+
+        Returns logits as `UNETRDecoder` does.
+        """
+        skips, x = [], images
+        for down in self.down:
+            x = down(x)
+            skips.append(x)
+        x = self.bottom(torch.cat([x, self.joined(torch.cat(list(features), 1))], 1))
+        found = []
+        for up in self.up:
+            x = up(torch.cat([x, skips.pop()], 1))
+            found.append(x)
+        logits = tuple(out(x) for out, x in zip(self.out, reversed(found), strict=False))
+        return logits if self.training and len(logits) > 1 else logits[0]
+
+
+def _rise(in_channels: int, channels: int) -> nn.Module:
+    """One step up of a U-Net: twice the resolution, then a residual unit."""
+    return nn.Sequential(
+        Convolution(2, in_channels, channels, strides=2, is_transposed=True),
+        ResidualUnit(2, channels, channels, subunits=1),
     )
 
 
@@ -168,6 +261,9 @@ class PatchDecoder(nn.Module):
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
+DECODERS: dict[str, Any] = {"unet": UNetDecoder, "unetr": UNETRDecoder}
+
+
 def build_decoder(task: Mapping[str, Any], encoder: VisionTransformer) -> nn.Module:
     """The decoder that the ``task`` of a segmentation model's ``config.json`` asks for.
 
@@ -184,9 +280,9 @@ def build_decoder(task: Mapping[str, Any], encoder: VisionTransformer) -> nn.Mod
     if kind in {"linear", "mlp"}:
         hidden = encoder.width if kind == "mlp" else 0
         return PatchDecoder(width=encoder.width, out_channels=classes, hidden=hidden)
-    if kind != "unetr":
+    if kind not in DECODERS:
         raise SpcxrError(f"decoder {kind!r} is not known; use a newer spcxr")
-    return UNETRDecoder(
+    return DECODERS[kind](
         width=encoder.width,
         patch_px=encoder.patch_px,
         out_channels=classes,

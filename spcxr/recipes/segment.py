@@ -27,7 +27,7 @@ from spcxr.evaluate.overlays import legend_of, side_by_side
 from spcxr.evaluate.summary import mean_of_known, summarise_masks
 from spcxr.infer.predict import predict_masks, read_whole
 from spcxr.infer.regions import FINDER
-from spcxr.models.decoder import Segmenter, build_decoder
+from spcxr.models.decoder import DECODERS, Segmenter, build_decoder
 from spcxr.models.weights import load_model_folder
 from spcxr.recipes.few_shot import take_patients
 from spcxr.recipes.finetune import Cohort, FinetuneConfig, Start, begin, rows_of, take_fraction
@@ -54,12 +54,10 @@ REPORTED = ("dice", "iou", "hd95_px", "hd95_mm")
 class SegmentConfig(FinetuneConfig):
     """Settings of `segment`: those of `FinetuneConfig`, the decoder and the loss."""
 
-    decoder: str = setting(
-        "unetr", "or a light one for few labels", choices=("unetr", "linear", "mlp")
-    )
-    base_channels: int = setting(16, "channels of unetr at full resolution", low=4)
+    decoder: str = setting("unet", "or UNETR, or a light one", choices=(*DECODERS, "linear", "mlp"))
+    base_channels: int = setting(16, "channels: unet at half resolution, unetr at full", low=4)
     deep_supervision: bool = setting(
-        False, "unetr: learn from logits at a half and a quarter of the resolution too"
+        False, "unet, unetr: learn from logits at a half and a quarter of the resolution too"
     )
     window_px: int | None = setting(
         None,
@@ -83,9 +81,10 @@ class SegmentConfig(FinetuneConfig):
             raise ConfigError(
                 f"window_px {self.window_px} is larger than image_px {self.image_px}; give less"
             )
-        if self.deep_supervision and self.decoder != "unetr":
+        if self.deep_supervision and self.decoder not in DECODERS:
             raise ConfigError(
-                f"deep_supervision is of decoder unetr; leave it out with decoder {self.decoder}"
+                f"deep_supervision is of {' and '.join(DECODERS)}; leave it out with decoder "
+                f"{self.decoder}"
             )
 
     @property
@@ -213,7 +212,7 @@ def build(
         "decoder": config.decoder,
         "loss": config.loss,
     }
-    if config.decoder == "unetr":
+    if config.decoder in DECODERS:
         block |= {
             "base_channels": config.base_channels,
             "deep_supervision": config.deep_supervision,

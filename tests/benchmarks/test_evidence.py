@@ -33,6 +33,9 @@ OF_ARM = {
     "base_lr",
     "attend",
     "lungs_from",
+    "decoder",
+    "base_channels",
+    "image_px",
 }
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from spcxr.data.presets import Preprocess
-from spcxr.models.decoder import PatchDecoder, UNETRDecoder
+from spcxr.models.decoder import DECODERS, PatchDecoder
 from spcxr.models.heads import ClassificationHead
 from spcxr.models.neighbours import NeighbourHead
 from spcxr.models.vit import VisionTransformer
@@ -62,8 +62,8 @@ def neighbours(folder):
 
 def segmenter(folder, decoder="unetr", **task):
     head = (
-        UNETRDecoder(width=24, patch_px=8, out_channels=2, base_channels=4)
-        if decoder == "unetr"
+        DECODERS[decoder](width=24, patch_px=8, out_channels=2, base_channels=4)
+        if decoder in DECODERS
         else PatchDecoder(width=24, out_channels=2)
     )
     said = LUNG | {"base_channels": 4, "decoder": decoder} | task

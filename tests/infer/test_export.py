@@ -103,7 +103,7 @@ def test_pure_aten_means_it(tmp_path):
 
 @pytest.mark.slow
 @native
-@pytest.mark.parametrize("decoder", ["unetr", "linear"])
+@pytest.mark.parametrize("decoder", ["unet", "unetr", "linear"])
 def test_segmenters_as_programs(tmp_path, decoder):
     run = segmenter(tmp_path / "run", decoder)
     checks = export(run, tmp_path / "out", Wanted("pt2", channels=3, batch=2))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spcxr.errors import SpcxrError
-from spcxr.models.decoder import Segmenter, UNETRDecoder, decoder_blocks
+from spcxr.models.decoder import DECODERS, Segmenter, UNETRDecoder, decoder_blocks
 from spcxr.models.heads import ClassificationHead, Classifier, ReconstructionHead
 from spcxr.models.vit import VisionTransformer
 from spcxr.ops.patches import unpatchify
@@ -58,11 +58,12 @@ def test_classifier_learns_everywhere():
     assert all_learn(model) == []
 
 
+@pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize(("patch_px", "sides"), [(16, (32, 64)), (8, (32, 48))])
-def test_segmenter_learns_everywhere(patch_px, sides):
+def test_segmenter_learns_everywhere(patch_px, sides, kind):
     model = Segmenter(
         tiny(sides, patch_px, depth=6),
-        UNETRDecoder(width=24, patch_px=patch_px, out_channels=2, base_channels=4),
+        DECODERS[kind](width=24, patch_px=patch_px, out_channels=2, base_channels=4),
     )
     logits = model(torch.randn(2, 1, *sides))
     assert logits.shape == (2, 2, *sides)
@@ -88,18 +89,37 @@ def test_shallow_features_enter_at_high_resolution():
         assert torch.equal(seen[name], feature), name
 
 
-def test_segmenter_takes_other_sizes():
-    decoder = UNETRDecoder(width=24, patch_px=16, out_channels=3, base_channels=4)
+@pytest.mark.parametrize("patch_px", [16, 8])
+def test_a_unet_reads_all_depths_at_its_bottom_and_the_image_at_every_level(patch_px):
+    torch.manual_seed(0)
+    decoder = DECODERS["unet"](width=24, patch_px=patch_px, out_channels=1, base_channels=4)
+    seen = []
+    for part in [*decoder.down, decoder.bottom]:
+        part.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    images, grid = torch.randn(1, 1, 64, 96), (64 // patch_px, 96 // patch_px)
+    features = [torch.randn(1, 24, *grid) for _ in range(4)]
+    before = decoder(images, features)
+    assert seen == [(64 >> k, 96 >> k) for k in range(len(decoder.down) + 1)]
+    assert seen[-1] == grid
+    for depth in range(4):
+        others = list(features)
+        others[depth] = torch.randn(1, 24, *grid)
+        assert not torch.allclose(decoder(images, others), before), depth
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_segmenter_takes_other_sizes(kind):
+    decoder = DECODERS[kind](width=24, patch_px=16, out_channels=3, base_channels=4)
     model = Segmenter(tiny((32, 32), 16), decoder).eval()
     assert model(torch.randn(1, 1, 48, 80)).shape == (1, 3, 48, 80)
 
 
-def test_decoder_learns_a_lung_sized_square():
+@pytest.mark.parametrize("kind", DECODERS)
+def test_decoder_learns_a_lung_sized_square(kind):
     """Sixty steps on one picture: the decoder can localise, not only run."""
     torch.manual_seed(0)
-    model = Segmenter(
-        tiny((32, 32), 16), UNETRDecoder(width=24, patch_px=16, out_channels=1, base_channels=4)
-    )
+    decoder = DECODERS[kind](width=24, patch_px=16, out_channels=1)
+    model = Segmenter(tiny((32, 32), 16), decoder)
     image, target = torch.randn(2, 1, 32, 32) * 0.1, torch.zeros(2, 1, 32, 32)
     target[0, :, 4:20, 6:15] = 1
     target[1, :, 12:30, 17:28] = 1
@@ -115,9 +135,13 @@ def test_decoder_learns_a_lung_sized_square():
     assert dice > 0.95
 
 
-def test_decoder_refuses():
-    with pytest.raises(SpcxrError, match="patches of 14 px; the UNETR decoder takes 16 or 8"):
-        UNETRDecoder(width=24, patch_px=14, out_channels=1)
+@pytest.mark.parametrize("kind", DECODERS)
+def test_decoder_refuses_other_patches(kind):
+    with pytest.raises(SpcxrError, match=r"patches of 14 px; the .* decoder takes 16 or 8"):
+        DECODERS[kind](width=24, patch_px=14, out_channels=1)
+
+
+def test_decoders_read_four_depths():
     with pytest.raises(SpcxrError, match="the decoders read 4 depths"):
         decoder_blocks(3)
     assert decoder_blocks(24) == (5, 11, 17, 23)

@@ -143,7 +143,8 @@ def test_a_decoder_of_a_later_version_is_refused():
 # --- whole runs -----------------------------------------------------------------------------
 
 KINDS = {
-    "deep unetr": {"deep_supervision": True, "loss": "dice-focal", "ema": 0.5, "epochs": 3},
+    "deep unet": {"deep_supervision": True, "loss": "dice-focal", "ema": 0.5, "epochs": 3},
+    "deep unetr": {"decoder": "unetr", "deep_supervision": True, "epochs": 3},
     "frozen linear": {"decoder": "linear", "freeze": True, "epochs": 4},
 }
 
@@ -239,7 +240,7 @@ def test_a_structure_that_no_test_mask_shows_is_left_out(
 
 
 def test_settings_that_contradict_each_other(two_lungs, tiny_init, tmp_path):
-    with pytest.raises(ConfigError, match="deep_supervision is of decoder unetr"):
+    with pytest.raises(ConfigError, match="deep_supervision is of unet and unetr; leave"):
         config(two_lungs, tiny_init, tmp_path, decoder="mlp", deep_supervision=True)
     with pytest.raises(ConfigError, match="labels or label_fraction, not both"):
         config(two_lungs, tiny_init, tmp_path, labels=2, label_fraction=0.5)
