@@ -34,6 +34,7 @@ OF_ARM = {
     "attend",
     "lungs_from",
     "decoder",
+    "freeze",
     "base_channels",
     "image_px",
 }
