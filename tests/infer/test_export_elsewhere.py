@@ -15,6 +15,7 @@ from PIL import Image
 
 import spcxr
 from spcxr.infer.export import Wanted, export
+from spcxr.models.decoder import DECODERS
 from spcxr.ops import dispatch
 
 pytestmark = pytest.mark.slow
@@ -61,8 +62,10 @@ def test_onnx_takes_grey_and_knows_its_preprocessing(tmp_path, opset, batch):
 
 
 @lacks("onnx", "onnxscript", "onnxruntime")
-def test_onnx_of_a_segmenter(tmp_path):
-    checks = export(segmenter(tmp_path / "run"), tmp_path / "out", Wanted("onnx"))
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_onnx_of_a_segmenter(decoder, tmp_path):
+    run = segmenter(tmp_path / "run", decoder)
+    checks = export(run, tmp_path / "out", Wanted("onnx"))
     assert [check.file for check in checks] == ["encoder.onnx", "segment.onnx"]
     session = session_of(tmp_path / "out" / "segment.onnx")
     made = session.run(None, {"images": np.zeros((1, 1, 32, 32), np.float32)})
@@ -94,6 +97,7 @@ class Hollow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 sys.meta_path.insert(0, Hollow())
 import timm, torch
 from spcxr.infer.export import Wanted, export
+from spcxr.models.decoder import DECODERS
 (check,) = export(sys.argv[1], sys.argv[2], Wanted("timm", channels=3))
 model = timm.create_model("local-dir:" + sys.argv[1] + "/model", pretrained=True).eval()
 with torch.inference_mode():
