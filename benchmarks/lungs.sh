@@ -30,7 +30,7 @@ if [ -z "$pretrained" ]; then
   "$bin/spcxr-train" pretrain --data "$out/unlabeled" --out "$pretrained" --model vit_tiny --image-px "$px" --epochs "${EPOCHS:-30}" --batch-size 32
 fi
 
-segment() { "$bin/spcxr-train" segment --image-px "$px" --batch-size 16 --base-channels 8 "$@"; }
+segment() { "$bin/spcxr-train" segment --image-px "$px" --batch-size 16 --decoder unetr --base-channels 8 "$@"; }
 evaluate() { [ -e "$out/$1/report.html" ] || "$bin/spcxr-train" evaluate "${@:2}" --out "$out/$1"; }
 scratch="--init scratch --model vit_tiny"
 for who in children adults; do

@@ -37,7 +37,7 @@ for start in pretrained scratch; do
   if [ $start = pretrained ]; then init="--init $out/pretrain --layer-decay 0.8"; else init="--init scratch --model vit_tiny"; fi
   "$bin" classify --data "$out/cls" $init --out "$out/classify-$start" $small --epochs 6 --batch-size 16 --base-lr 5e-4
   "$bin" segment --data "$out/seg-children" $init --out "$out/segment-$start" $small --epochs 15 --batch-size 16 \
-    --label-fraction 0.25 --base-channels 8
+    --label-fraction 0.25 --decoder unetr --base-channels 8
   evaluate() { [ -e "$3/report.html" ] || "$bin" evaluate "$1" --data "$2" --out "$3" "${@:4}"; }
   evaluate "$out/classify-$start" "$out/cls,$out/one-source" "$out/evaluate-$start"
   evaluate "$out/classify-$start" "$out/drift" "$out/drift-$start" --splits drift

@@ -123,7 +123,7 @@ class UNetDecoder(nn.Module):
             ResidualUnit(2, before, after, strides=2, subunits=2)
             for before, after in zip([channels, *sides[1:-2]], sides[1:-1], strict=True)
         )
-        self.joined = Convolution(2, 4 * width, deepest, kernel_size=1)
+        self.joined = nn.Conv2d(4 * width, deepest, kernel_size=1)
         self.bottom = ResidualUnit(2, 2 * deepest, bottom, subunits=2)
         below = [bottom + deepest, *(2 * side for side in reversed(sides[1:-2]))]
         self.up = nn.ModuleList(map(_rise, below, reversed(sides[:-2])))
