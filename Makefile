@@ -50,12 +50,12 @@ bench: setup ## every benchmark; results under benchmarks/results/
 	s=0; for b in benchmarks/bench_*.py; do $(BIN)/pytest $$b || s=1; done; exit $$s
 
 evidence: OUT = runs/evidence
-evidence: setup ## docs/EVIDENCE.md from real chest X-rays in DATA; hours, goes on where it was stopped
-	$(BIN)/python benchmarks/evidence/run.py $(DATA) $(OUT)
+evidence: setup ## does pretraining pay, on real chest X-rays in DATA: OUT/EVIDENCE.md; hours, goes on where it was stopped
+	$(BIN)/python benchmarks/evidence/run.py "$(DATA)" "$(OUT)"
 
 evidence-small: OUT = runs/evidence-small
 evidence-small: setup ## a part of it in OUT, under half an hour on two quiet cores
-	$(BIN)/python benchmarks/evidence/run.py $(DATA) $(OUT) --small
+	$(BIN)/python benchmarks/evidence/run.py "$(DATA)" "$(OUT)" --small
 
 wheel: setup ## a wheel and an sdist in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist

@@ -21,6 +21,7 @@ from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
 from spcxr.evaluate.intervals import Statistic, resample_counts
 from spcxr.evaluate.summary import summarise_classes
+from spcxr.evaluate.thresholds import choose_thresholds
 from spcxr.infer.operating import operating_point
 from spcxr.infer.predict import TrainedModel, load_trained
 from spcxr.recipes.leaks import find_leaks, refuse_leaks
@@ -34,6 +35,7 @@ RESAMPLES = 2000
 FALL = "fall"
 BATCH_SIZE = 64
 MASKS = ("dice", "iou", "hd95_px")
+SETTLED = "balanced_accuracy_settled"
 OVERALL = ("macro_auroc", "balanced_accuracy", "accuracy", "macro_average_precision")
 
 
@@ -46,8 +48,11 @@ class Measured:
     paths: tuple[str, ...]
 
 
-def measure_run(folder: Path, store: Store, split: str = "test") -> Measured:
-    """The metrics of ``RUN/predictions.csv`` on one split.
+def measure_run(
+    folder: Path, store: Store, split: str = "test", without: Mapping[str, str] | None = None
+) -> Measured:
+    """The metrics of ``RUN/predictions.csv`` on one split; ``without`` the rows of whom a column of
+    the store holds a text.
 
     Raises
     ------
@@ -55,15 +60,40 @@ def measure_run(folder: Path, store: Store, split: str = "test") -> Measured:
         no row of that split.
     """
     with (folder / "predictions.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+        every = list(csv.DictReader(file))
+    paths = store.manifest.column("path")
+    left_out = {
+        path
+        for column, text in (without or {}).items()
+        for path, cell in zip(paths, store.manifest.column(column), strict=True)
+        if cell == text
+    }
+    rows = [row for row in every if row["split"] == split and row["path"] not in left_out]
     if not rows:
         raise SpcxrError(f"{folder}: predictions.csv has no row of split {split}; choose another")
-    whose = dict(zip(store.manifest.column("path"), store.manifest.patients, strict=True))
-    paths = tuple(row["path"] for row in rows)
-    who = np.array([whose[path] for path in paths])
-    columns = {name: np.array([_number(row[name]) for row in rows]) for name in rows[0]
-               if name not in ("path", "split")}  # fmt: skip
-    return Measured(_statistics(columns, who), who, paths)
+    whose = dict(zip(paths, store.manifest.patients, strict=True))
+    who = np.array([whose[row["path"]] for row in rows])
+    columns, own = _columns(rows), _columns([row for row in every if row["split"] == "val"])
+    statistics = _statistics(columns, who) | _settled(own, columns)
+    return Measured(statistics, who, tuple(row["path"] for row in rows))
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Array]:
+    return {name: np.array([_number(row[name]) for row in rows])
+            for name in (rows[0] if rows else ()) if name not in ("path", "split")}  # fmt: skip
+
+
+def _settled(own: Mapping[str, Array], columns: Mapping[str, Array]) -> dict[str, Statistic]:
+    """Of two classes, `SETTLED`: balanced accuracy where the second is called from the probability
+    that serves validation rows best (``own``; Youden's index), instead of from one half."""
+    names = [name for name in columns if f"p_{name}" in columns]
+    if len(names) != 2 or not own:
+        return {}
+    name = names[1]
+    values, scores = own[name][:, None], own[f"p_{name}"][:, None]
+    called = columns[f"p_{name}"] >= choose_thresholds(values, scores)["youden"][0]
+    sides = [np.where(columns[name] == side, called == side, np.nan) for side in (0, 1)]
+    return {SETTLED: lambda w: sum(metrics.mean(side, w) for side in sides) / 2}
 
 
 def _number(cell: str) -> float:

@@ -57,8 +57,9 @@ class Row:
     pairs of arms, ``metrics`` what is measured, the first of them what ``rates`` (a level, and base
     rates to try) are chosen by. ``baseline``: a linear model on thumbnails as well. ``elsewhere``:
     other stores to measure on; ``corruptions``: of the test images. ``split``: whose rows are
-    measured, ``val`` where the row is to decide something. ``small`` are the fields that are others
-    in the small study.
+    measured, ``val`` where the row is to decide something. ``doubtful``: rows (a column and its
+    text) that are left out of further lines, and on which levels. ``small`` are the fields that are
+    others in the small study.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Row:
     elsewhere: list[str] = field(default_factory=list)
     corruptions: list[str] = field(default_factory=list)
     split: str = "test"
+    doubtful: Settings = field(default_factory=dict)
     small: Settings = field(default_factory=dict)
 
 

@@ -4,13 +4,15 @@
 
 DATA holds ``*_manifest.csv`` (its README names the columns); nothing of it is copied into the
 project. What is finished is not done again, so a stopped study goes on where it was. Results are
-``benchmarks/results/evidence/ROW.json``, and from them docs/EVIDENCE.md's tables and plots.
+``OUT/results/ROW.json``, and from them the tables and plots of ``OUT/EVIDENCE.md``. The project's
+own stand in benchmarks/results/evidence (``--results``) and docs/EVIDENCE.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import shlex
@@ -53,12 +55,13 @@ def main() -> None:
     parser.add_argument("--arms", default="", help="run only these, and measure later")
     parser.add_argument("--levels", default="", help="with --arms: only these")
     parser.add_argument("--partial", action="store_true", help="measure what is finished, no more")
-    parser.add_argument("--results", type=Path, help="benchmarks/results/evidence if not given")
+    parser.add_argument("--results", type=Path, help="OUT/results if not given")
     parser.add_argument("--write-only", action="store_true", help="only the document, from results")
     given = parser.parse_args()
-    # A part of the study must not take the place of the whole.
-    results = given.results or (given.out / "results" if given.small else RESULTS)
-    document = given.out / "EVIDENCE.md" if given.small else write.DOCUMENT
+    results = (given.results or given.out / "results").resolve()
+    document = write.DOCUMENT if results == RESULTS else results.parent / "EVIDENCE.md"
+    if given.levels and not given.arms:
+        parser.error("--levels goes with --arms")
     if not given.write_only:
         lists = (given.rows, given.arms, given.levels)
         rows, arms, levels = ([n for n in names.split(",") if n] for names in lists)
@@ -88,19 +91,43 @@ def study(data: Path, out: Path, results: Path, part: Part) -> None:
 
     checks = stores.make_stores(data, out, specs, prepare)
     draw_encoder(out / plan.RANDOM, Store.open(out / "stores" / next(iter(specs))))
-    rows = plan.read_rows(HERE / "rows", small=part.small)
-    if strange := [name for name in part.rows if name not in {row.name for row in rows}]:
-        raise SystemExit(f"no row {strange[0]!r}; there are {', '.join(row.name for row in rows)}")
-    for row in rows:
-        if part.rows and row.name not in part.rows:
-            continue
+    for row in chosen_rows(part):
         if part.arms:
             run_arms(row, out, part)
+        elif not (found := run_row(row, out, part))["runs"]:
+            print(f"{row.name}: nothing is finished; its results stay as they are", file=sys.stderr)
         else:
-            found = run_row(row, out, part)
             facts = {"small": part.small, "checks": checks["stores"].get(row.store)} | found
             write_result(results / f"{row.name}.json", row, facts)
     write_result(results / "checks.json", None, checks)
+
+
+def chosen_rows(part: Part) -> list[plan.Row]:
+    """The rows of this part of the study, in their order.
+
+    Raises
+    ------
+    SpcxrError
+        a row, arm or level that there is not.
+    """
+    rows = plan.read_rows(HERE / "rows", small=part.small)
+    refuse_strange("row", part.rows, [row.name for row in rows])
+    rows = [row for row in rows if not part.rows or row.name in part.rows]
+    refuse_strange("arm", part.arms, [arm for row in rows for arm in row.arms])
+    refuse_strange("level", part.levels, [level for row in rows for level in row.levels])
+    return rows
+
+
+def refuse_strange(kind: str, asked: Sequence[str], there: Sequence[str]) -> None:
+    """Refuse a name that there is not.
+
+    >>> refuse_strange("arm", ["scrach"], ["scratch", "pretrained"])
+    Traceback (most recent call last):
+    spcxr.errors.SpcxrError: no arm 'scrach'; there are scratch, pretrained
+    """
+    if strange := [name for name in asked if name not in there]:
+        known = ", ".join(dict.fromkeys(there))
+        raise SpcxrError(f"no {kind} {strange[0]!r}; there are {known}")
 
 
 def draw_encoder(folder: Path, store: Store) -> None:
@@ -140,14 +167,17 @@ def run_job(job: plan.Job) -> dict[str, Any]:
     Raises
     ------
     SpcxrError
-        it was done with other settings.
+        it was done with other settings, or from other weights than are there now.
     """
     marker = job.folder / DONE
     settings = {k: v for k, v in job.settings.items() if k not in ("data", "out")}
+    begun = {name: weights_digest(settings[name]) for name in ("init", "lungs_from")
+             if settings.get(name, plan.SCRATCH) != plan.SCRATCH}  # fmt: skip
     if marker.is_file():
         facts = dict(json.loads(marker.read_text()))
-        if facts["settings"] != settings:
-            raise SpcxrError(f"{job.folder}: was run with other settings; remove it to run it anew")
+        if facts["settings"] != settings or facts["begun_from"] != begun:
+            other = "settings" if facts["settings"] != settings else "weights to begin from"
+            raise SpcxrError(f"{job.folder}: was run with other {other}; remove it to run it anew")
         return facts
     config = job.folder.with_name(f"{job.folder.name}.yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
@@ -157,13 +187,30 @@ def run_job(job: plan.Job) -> dict[str, Any]:
     facts = {
         "command": f"spcxr-train {job.command}",
         "settings": settings,
+        "begun_from": begun,
         "commit": record.commit(),
         "device": record.device_name(),
         "threads": os.environ.get("OMP_NUM_THREADS", str(record.CORES)),
         "seconds": round(time.monotonic() - began),
     }
-    marker.write_text(json.dumps(facts, indent=1))
+    draft = marker.with_suffix(".part")
+    draft.write_text(json.dumps(facts, indent=1))
+    draft.replace(marker)
     return facts
+
+
+def weights_digest(folder: str) -> str:
+    """Of the encoder of a run, or of a model folder.
+
+    Raises
+    ------
+    SpcxrError
+        it is not there: its row has not been run.
+    """
+    for inside in ("model/model.safetensors", "model.safetensors"):
+        if (file := Path(folder) / inside).is_file():
+            return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    raise SpcxrError(f"{folder}: no encoder there; run the row that makes it first")
 
 
 def run_arms(row: plan.Row, out: Path, part: Part) -> None:
@@ -217,6 +264,11 @@ def measured(
         }
     else:
         made = {job.level: [measure.measure_run(seed, store, row.split) for seed in job.seeds]}
+    if job.level in row.doubtful.get("levels", ()):
+        without = row.doubtful["without"]
+        made[f"{job.level}, without {' and '.join(without.values())} labels"] = [
+            measure.measure_run(seed, store, row.split, without) for seed in job.seeds
+        ]
     for name in row.elsewhere:
         other = Store.open(out / "stores" / name)
         made[f"{job.level}, on {name}"] = [
@@ -279,5 +331,8 @@ def write_result(file: Path, row: plan.Row | None, facts: dict[str, Any]) -> Non
 if __name__ == "__main__":
     try:
         main()
-    except (SpcxrError, subprocess.CalledProcessError) as error:
+    except (SpcxrError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -16,14 +16,28 @@ from evidence.duplicates import Pair, drop_copied, near_duplicates
 from spcxr.errors import SpcxrError
 
 HELD = ("val", "test", "drift")
+NEEDED = ("path", "patient_id", "split")
 CHECKS = "checks.json"
 Rows = list[Mapping[str, str]]
 
 
 def read_manifest(data: Path, name: str) -> Rows:
-    """The rows of ``DATA/NAME_manifest.csv``."""
-    with (data / f"{name}_manifest.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of ``DATA/NAME_manifest.csv``.
+
+    Raises
+    ------
+    SpcxrError
+        no such file, or a column that is needed is not there.
+    """
+    path = data / f"{name}_manifest.csv"
+    if not path.is_file():
+        raise SpcxrError(f"{path}: no such file; give the folder that holds the manifests")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lacking = [column for column in NEEDED if rows and column not in rows[0]]
+    if lacking or not rows:
+        raise SpcxrError(f"{path}: no {'column ' + lacking[0] if lacking else 'rows'}; add it")
+    return rows
 
 
 def choose(rows: Rows, spec: Mapping[str, Any]) -> Rows:
@@ -85,11 +99,19 @@ def make_stores(
     """Write manifests, prepare the stores that are not there, and return what the checks found.
 
     The facts stand in ``OUT/stores/checks.json`` as well.
+
+    Raises
+    ------
+    SpcxrError
+        a manifest that cannot be used; or OUT was made from others, or by other ``specs``.
     """
     file = out / "stores" / CHECKS
-    known = json.loads(file.read_text()) if file.is_file() else {"stores": {}}
-    if set(known["stores"]) != set(specs):
-        known = write_manifests(data, out / "manifests", specs)
+    origin = digest(data, specs)
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    if known.get("made_of", origin) != origin:
+        raise SpcxrError(f"{out}: made from other manifests or stores.yaml; take a new folder")
+    if not known:
+        known = {"made_of": origin} | write_manifests(data, out / "manifests", specs)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(known, indent=1))
     for name in specs:
@@ -98,12 +120,18 @@ def make_stores(
     return dict(known)
 
 
+def digest(data: Path, specs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of the manifests that ``specs`` name and of ``specs``: the same for the same rows."""
+    rows = {spec["manifest"]: read_manifest(data, spec["manifest"]) for spec in specs.values()}
+    said = json.dumps([dict(specs), rows], sort_keys=True).encode()
+    return hashlib.blake2b(said, digest_size=16).hexdigest()
+
+
 def write_manifests(
     data: Path, folder: Path, specs: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Cut, check and write the manifests; return the near-duplicates and the counts of rows."""
-    given = {name: choose(read_manifest(data, spec["manifest"]), spec)
-             for name, spec in specs.items()}  # fmt: skip
+    given = {name: _chosen(data, name, spec) for name, spec in specs.items()}
     every = [row for rows in given.values() for row in rows]
     held = [row for row in every if row["split"].startswith(HELD)]
     train = [row for row in every if not row["split"].startswith(HELD)]
@@ -116,6 +144,20 @@ def write_manifests(
         _write(folder / f"{name}.csv", [*own, *own_held])
         counts[name] = {"left_out": len(left_out)} | _counted([*own, *own_held])
     return {"near_duplicates": [Pair(*pair)._asdict() for pair in pairs], "stores": counts}
+
+
+def _chosen(data: Path, name: str, spec: Mapping[str, Any]) -> Rows:
+    manifest = read_manifest(data, spec["manifest"])
+    asked = [*spec.get("keep", {}), *spec.get("columns", [])]
+    asked += ["age"] if "least_age" in spec else []
+    if lacking := [column for column in asked if column not in manifest[0]]:
+        raise SpcxrError(
+            f"{data / spec['manifest']}_manifest.csv: no column {lacking[0]}, which stores.yaml "
+            f"asks for in {name}; add it, or change stores.yaml"
+        )
+    if not (rows := choose(manifest, spec)):
+        raise SpcxrError(f"{name}: stores.yaml keeps no row of {spec['manifest']}; change it")
+    return rows
 
 
 def paths(rows: Rows) -> list[str]:

@@ -17,10 +17,12 @@ from matplotlib.figure import Figure
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "EVIDENCE.md"
 COLOURS = ("#0a84c6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000",
-           "#8c564b", "#bcbd22")  # fmt: skip
+           "#8c564b", "#bcbd22", "#9467bd", "#17becf", "#d62728")  # fmt: skip
+FEW = 10  # patients: fewer than these bear no interval and no p
 TITLES = {
     "macro_auroc": "mean AUROC",
     "balanced_accuracy": "balanced accuracy",
+    "balanced_accuracy_settled": "the same, threshold of validation rows",
     "accuracy": "accuracy",
     "macro_average_precision": "mean average precision",
     "dice": "Dice",
@@ -137,12 +139,15 @@ def table(row: Facts) -> Iterator[str]:
         names = list(dict.fromkeys(name for metric in metrics for name in found.get(metric, ())))
         shown = level
         for name in [*(n for n in names if not is_gap(n)), *(n for n in names if is_gap(n))]:
-            cells = [_interval(found.get(metric, {}).get(name)) for metric in metrics]
+            cells = [_cell(found.get(metric, {}), name) for metric in metrics]
             label = f"**{name}**" if is_gap(name) else name
             yield f"| {shown} | {label} | {' | '.join(cells)} |"
             shown = ""
     yield ""
-    yield f"*Seeds averaged (95 % interval over patients) [seeds]. {'; '.join(counts(row))}.*"
+    some = any(few(of) for found in row["levels"].values() for of in found.values())
+    short = f" Under {FEW} patients: no interval." if some else ""
+    whose = "; ".join(counts(row))
+    yield f"*Seeds averaged (95 % interval over patients) [seeds]. {whose}.{short}*"
 
 
 def is_gap(name: str) -> bool:
@@ -178,12 +183,23 @@ def _number(level: str) -> float:
     return float(found.group()) if found else float("inf")
 
 
-def _interval(facts: Facts | None) -> str:
-    if facts is None:
+def few(arms: Facts) -> bool:
+    """Whether the arms of a level were measured on too few patients for an interval.
+
+    >>> few({"a": {"n_patients": 4}, "a - b": {"value": 0.1}})
+    True
+    """
+    return any(facts.get("n_patients", FEW) < FEW for facts in arms.values())
+
+
+def _cell(arms: Facts, name: str) -> str:
+    if name not in arms:
         return ""
-    text = f"{facts['value']:z.3f} ({facts['low']:z.3f} to {facts['high']:z.3f})"
-    if "p" in facts:
-        return f"**{text}**, p {facts['p']:.3f}"
+    facts, text = arms[name], f"{arms[name]['value']:z.3f}"
+    if not few(arms):
+        text += f" ({facts['low']:z.3f} to {facts['high']:z.3f})"
+    if is_gap(name):
+        return f"**{text}**" if few(arms) else f"**{text}**, p {facts['p']:.3f}"
     seeds = facts["seeds"]
     return text if len(seeds) == 1 else f"{text} [{min(seeds):.3f} to {max(seeds):.3f}]"
 
@@ -210,8 +226,8 @@ def draw(row: Facts, file: Path) -> None:
 
 
 def _draw_curves(axes: Any, curves: Facts) -> None:
-    for (arm, points), colour in zip(curves.items(), COLOURS, strict=False):
-        axes.plot(*zip(*points, strict=True), label=arm, color=colour)
+    for k, (arm, points) in enumerate(curves.items()):
+        axes.plot(*zip(*points, strict=True), label=arm, color=COLOURS[k])
     axes.set_xlabel("epoch")
     axes.set_ylabel("training loss")
 
@@ -219,15 +235,17 @@ def _draw_curves(axes: Any, curves: Facts) -> None:
 def _draw_levels(axes: Any, levels: Facts) -> None:
     names = ordered(levels)
     arms = list(dict.fromkeys(a for name in names for a in levels[name] if not is_gap(a)))
-    for k, (arm, colour) in enumerate(zip(arms, COLOURS, strict=False)):
+    for k, arm in enumerate(arms):
+        colour = COLOURS[k]
         places = [i for i, name in enumerate(names) if arm in levels[name]]
         found = [levels[names[i]][arm] for i in places]
         x = [i + 0.08 * (k - (len(arms) - 1) / 2) for i in places]
         y = [facts["value"] for facts in found]
-        ends = [
+        bare = few({arm: found[0]})
+        ends = None if bare else [
             [max(facts["value"] - facts["low"], 0) for facts in found],
             [max(facts["high"] - facts["value"], 0) for facts in found],
-        ]
+        ]  # fmt: skip
         axes.errorbar(x, y, ends, fmt="o-", color=colour, label=arm, capsize=2, markersize=4)
         for place, facts in zip(x, found, strict=True):
             axes.plot([place] * len(facts["seeds"]), facts["seeds"], "_", color=colour, alpha=0.5)

@@ -33,14 +33,12 @@ OF_ARM = {
     "base_lr",
     "attend",
     "lungs_from",
-    "decoder",
-    "freeze",
-    "base_channels",
-    "image_px",
 }
+# Of two decoders each has the size it is best at; steps and images seen are the same.
+OF_DECODER = {"decoder", "freeze", "base_channels", "image_px"}
 
 
-@pytest.mark.parametrize("module", [duplicates, measure, plan, stores, write])
+@pytest.mark.parametrize("module", [duplicates, measure, plan, run, stores, write])
 def test_examples(module):
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert found.failed == 0
@@ -59,12 +57,29 @@ def test_every_command_is_accepted_and_budgets_are_equal(tmp_path, small):
             continue
         assert row.settings["seeds"] >= (3 if small or row.name in OF_THREE_SEEDS else 5)
         for level in row.levels:
-            budgets = [
-                {k: v for k, v in job.settings.items() if k not in OF_ARM}
-                for job in made
-                if job.level == level and "x3" not in job.arm
-            ]
-            assert all(budget == budgets[0] for budget in budgets)
+            there = [job for job in made if job.level == level and "x3" not in job.arm]
+            for job in there:
+                assert budget(job, there[0]) == budget(job, job), job.folder
+
+
+def budget(job, other):
+    """The settings of another that must be this job's too."""
+    return {k: v for k, v in other.settings.items() if k not in differing(job)}
+
+
+def differing(job):
+    """What the budget of a job is not made of."""
+    return OF_ARM | OF_DECODER if "U-Net" in job.arm else OF_ARM
+
+
+def test_names_that_there_are_not_are_refused():
+    for part, said in (
+        (run.Part(rows=["lung"]), "no row 'lung'; there are pretrain"),
+        (run.Part(rows=["children"], arms=["scrach"]), "no arm 'scrach'; there are scratch"),
+        (run.Part(rows=["children"], arms=["knn"], levels=["5"]), "no level '5'; there are 10, 30"),
+    ):
+        with pytest.raises(SpcxrError, match=said):
+            run.chosen_rows(part)
 
 
 def _typed(settings):
@@ -144,7 +159,58 @@ def test_a_patient_on_both_sides_is_refused(data, tmp_path):
         stores.write_manifests(data, tmp_path, {"one": {"manifest": "all"}})
 
 
+UNUSABLE = {
+    "no such file; give the folder": {"manifest": "seg"},
+    "no column mask_source, which": {"manifest": "all", "keep": {"mask_source": ["v7"]}},
+    "one: stores.yaml keeps no row": {"manifest": "all", "keep": {"label": ["no such"]}},
+}
+
+
+@pytest.mark.parametrize("said", UNUSABLE)
+def test_manifests_that_cannot_be_used_are_named(said, data, tmp_path):
+    with pytest.raises(SpcxrError, match=said):
+        stores.write_manifests(data, tmp_path, {"one": UNUSABLE[said]})
+
+
+def test_a_manifest_that_lacks_a_column_is_named(data):
+    _manifest(data / "all_manifest.csv", [{"path": "0.png", "split": "test"}])
+    with pytest.raises(SpcxrError, match=r"all_manifest\.csv: no column patient_id"):
+        stores.read_manifest(data, "all")
+
+
+def test_a_folder_made_from_other_rows_is_refused(data, tmp_path):
+    def prepare(_, store):
+        store.mkdir(parents=True)
+        (store / "store.json").write_text("{}")
+
+    specs = {"one": {"manifest": "all"}}
+    first = stores.make_stores(data, tmp_path / "out", specs, prepare)
+    assert stores.make_stores(data, tmp_path / "out", specs, prepare) == first
+    at_most = {"one": {"manifest": "all", "at_most": {"test": 2}}}
+    with pytest.raises(SpcxrError, match=r"made from other manifests or stores\.yaml"):
+        stores.make_stores(data, tmp_path / "out", at_most, prepare)
+    rows = stores.read_manifest(data, "all")
+    _manifest(data / "all_manifest.csv", rows[1:])
+    with pytest.raises(SpcxrError, match="made from other manifests"):
+        stores.make_stores(data, tmp_path / "out", specs, prepare)
+
+
 # --- figures --------------------------------------------------------------------------------
+
+
+def test_a_row_of_which_nothing_is_finished_keeps_its_results(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    (tmp_path / "stores.yaml").write_text("pool: {manifest: all}\n")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "pretrain.yaml").write_text(PRETRAIN)
+    monkeypatch.setattr(stores, "make_stores", lambda *_: {"stores": {}})
+    monkeypatch.setattr(run.Store, "open", lambda *_: None)
+    monkeypatch.setattr(run, "draw_encoder", lambda *_: None)
+    (tmp_path / "results").mkdir()
+    kept = tmp_path / "results" / "pretrain.json"
+    kept.write_text("as it was")
+    run.study(data, tmp_path / "out", tmp_path / "results", run.Part(finished=True))
+    assert kept.read_text() == "as it was"
 
 
 def test_a_finished_command_is_not_run_again(tmp_path, monkeypatch):
@@ -159,6 +225,20 @@ def test_a_finished_command_is_not_run_again(tmp_path, monkeypatch):
     other = dataclasses.replace(job, settings=job.settings | {"epochs": 2})
     with pytest.raises(SpcxrError, match="was run with other settings"):
         run.run_job(other)
+
+
+def test_a_command_that_began_from_other_weights_is_not_taken_for_done(tmp_path, monkeypatch):
+    folder, encoder = tmp_path / "row", tmp_path / "encoder"
+    monkeypatch.setattr(run, "spcxr_train", lambda words: folder.mkdir())
+    job = plan.Job("row", "all", "linear", "classify", {"init": str(encoder)}, folder)
+    with pytest.raises(SpcxrError, match="encoder: no encoder there; run the row that makes it"):
+        run.run_job(job)
+    encoder.mkdir()
+    (encoder / "model.safetensors").write_bytes(b"one")
+    assert run.run_job(job) == run.run_job(job)
+    (encoder / "model.safetensors").write_bytes(b"two")
+    with pytest.raises(SpcxrError, match="was run with other weights to begin from; remove it"):
+        run.run_job(job)
 
 
 class StubStore:
@@ -184,6 +264,36 @@ def test_seeds_are_averaged_and_compared_on_the_same_patients(tmp_path):
     assert found["a - b"]["low"] == pytest.approx(0.05)
     assert found["a - b"]["high"] == pytest.approx(0.05)
     assert found["a - b"]["p"] < 0.01
+
+
+class Doubted:
+    """Five patients, the last with a label that is doubted."""
+
+    manifest = Manifest.from_columns(
+        {"path": list("abcde"), "patient_id": list("vwxyz"), "check": ["", "", "", "", "wrong"]},
+        root="/data",
+    )
+
+
+def test_a_threshold_is_that_of_validation_rows_and_doubtful_labels_are_left_out(tmp_path):
+    scores = {"a": (1, 0.3), "b": (1, 0.25), "c": (0, 0.1), "d": (0, 0.4), "e": (0, 0.45)}
+    lines = ["path,split,ill,p_ill"]
+    lines += [f"{path},test,{truth},{score}" for path, (truth, score) in scores.items()]
+    lines += ["f,val,1,0.3", "g,val,0,0.1"]
+    head, *body = (line.split(",") for line in lines)
+    both = [",".join([*head, "well", "p_well"])]
+    both += [",".join([*row, str(1 - int(row[2])), str(1 - float(row[3]))]) for row in body]
+    # the second class is the one that is called
+    both = [",".join(row.split(",")[:2] + row.split(",")[4:] + row.split(",")[2:4]) for row in both]
+    (tmp_path / "predictions.csv").write_text("\n".join(both))
+    found = measure.measure_run(tmp_path, Doubted)
+    ones = np.ones(5)
+    assert found.statistics["balanced_accuracy"](ones) == 0.5  # nothing reaches a half
+    # called from 0.2: both ill, and of the well c alone is spared
+    assert found.statistics[measure.SETTLED](ones) == pytest.approx((1 + 1 / 3) / 2)
+    sure = measure.measure_run(tmp_path, Doubted, without={"check": "wrong"})
+    assert sure.paths == tuple("abcd")
+    assert sure.statistics[measure.SETTLED](np.ones(4)) == pytest.approx((1 + 1 / 2) / 2)
 
 
 def test_an_arm_without_a_metric_is_left_out_of_it_alone():
@@ -284,9 +394,26 @@ def test_a_study_from_images_to_the_document(tmp_path, monkeypatch):
 # --- the document ---------------------------------------------------------------------------
 
 
+def test_few_patients_bear_no_interval():
+    arm = {"value": 0.9, "low": 0.8, "high": 0.95, "seeds": [0.9], "n_images": 9, "n_patients": 9}
+    gap = {"value": 0.1, "low": 0.05, "high": 0.15, "p": 0.001}
+    row = {"metrics": ["dice"], "levels": {"all": {"dice": {"a": arm, "b": arm, "a - b": gap}}}}
+    text = "\n".join(write.table(row))
+    assert "| **a - b** | **0.100** |" in text
+    assert "(0.8" not in text
+    assert "Under 10 patients: no interval." in text
+    arm["n_patients"] = 10
+    assert "**0.100 (0.050 to 0.150)**, p 0.001" in "\n".join(write.table(row))
+
+
+def test_there_is_a_colour_for_every_arm():
+    for row in plan.read_rows(ROWS):
+        assert len(row.arms) + row.baseline <= len(set(write.COLOURS)), row.name
+
+
 def test_the_document_keeps_what_a_person_wrote(tmp_path):
-    figure = {"value": 0.9, "low": 0.8, "high": 0.95, "seeds": [0.88, 0.92], "n_images": 6,
-              "n_patients": 3}  # fmt: skip
+    figure = {"value": 0.9, "low": 0.8, "high": 0.95, "seeds": [0.88, 0.92], "n_images": 16,
+              "n_patients": 13}  # fmt: skip
     gap = {"value": 0.1, "low": 0.05, "high": 0.15, "p": 0.001}
     level = {"dice": {"a": figure, "b": figure, "a - b": gap}}
     row = {"title": "Lungs", "order": 1, "name": "lungs", "metrics": ["dice"],
@@ -305,7 +432,7 @@ def test_the_document_keeps_what_a_person_wrote(tmp_path):
     assert once.startswith("# Evidence\n\nBefore.\n")
     assert once.endswith("\nFound.\n")
     assert "**0.100 (0.050 to 0.150)**, p 0.001" in once
-    assert "6 images, 3 patients" in once
+    assert "16 images, 13 patients" in once
     assert once.index("| 5 | a |") < once.index("| all | a |")
     assert (document.parent / "images" / "evidence-lungs.png").stat().st_size > 1000
     write.write_document(results, document)
