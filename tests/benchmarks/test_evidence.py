@@ -20,7 +20,13 @@ from spcxr.recipes.segment import SegmentConfig
 ROWS = run.HERE / "rows"
 CONFIGS = {"pretrain": PretrainConfig, "classify": ClassifyConfig, "segment": SegmentConfig}
 # Of lungs, as docs/EVIDENCE.md says.
-OF_THREE_SEEDS = ("lungs-children", "lungs-adults", "lungs-radiologist", "lungs-shenzhen")
+OF_THREE_SEEDS = (
+    "lungs-children",
+    "lungs-children-unet",
+    "lungs-adults",
+    "lungs-radiologist",
+    "lungs-shenzhen",
+)
 # What an arm may differ by from another of its level; all else is the budget.
 OF_ARM = {
     "init",
@@ -33,9 +39,10 @@ OF_ARM = {
     "base_lr",
     "attend",
     "lungs_from",
+    "freeze",
 }
 # Of two decoders each has the size it is best at; steps and images seen are the same.
-OF_DECODER = {"decoder", "freeze", "base_channels", "image_px"}
+OF_DECODER = {"decoder", "base_channels", "image_px"}
 
 
 @pytest.mark.parametrize("module", [duplicates, measure, plan, run, stores, write])
