@@ -175,7 +175,7 @@ def run_job(job: plan.Job) -> dict[str, Any]:
              if settings.get(name, plan.SCRATCH) != plan.SCRATCH}  # fmt: skip
     if marker.is_file():
         facts = dict(json.loads(marker.read_text()))
-        if facts["settings"] != settings or facts["begun_from"] != begun:
+        if facts["settings"] != settings or facts.get("begun_from") != begun:
             other = "settings" if facts["settings"] != settings else "weights to begin from"
             raise SpcxrError(f"{job.folder}: was run with other {other}; remove it to run it anew")
         return facts
