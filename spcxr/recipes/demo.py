@@ -199,4 +199,4 @@ def task_settings(
             drop_path=0.0,
         )
         return classify.ClassifyConfig(**to_dict(still))
-    return segment.SegmentConfig(**to_dict(shared), base_channels=8)
+    return segment.SegmentConfig(**to_dict(shared))
