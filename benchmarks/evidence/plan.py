@@ -24,6 +24,7 @@ RANDOM = "random-encoder"  # an init like the pretrained ones, with weights as t
 TRIAL_SEED = 1000
 # Of an arm, the driver's own; all else goes to the command.
 OWN = ("times_epochs", "levels")
+DRAWN = ("label_fraction", "labels_per_class")  # whose rows depend on the seed
 
 Settings = dict[str, Any]
 
@@ -155,7 +156,7 @@ def _settings(row: Row, of_level: Settings, of_arm: Settings, out: Path) -> Sett
             settings[name] = str(out / settings[name])
     if settings.get("method", "full") != "full":
         # What frozen features do not read; on all labels nothing is drawn, and seeds are one.
-        if not {"label_fraction", "labels_per_class"} & set(settings):
+        if not set(DRAWN) & set(settings):
             settings.pop("seeds", None)
         for name in ("layer_decay", "base_lr"):
             settings.pop(name, None)

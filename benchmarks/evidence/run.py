@@ -41,7 +41,6 @@ from spcxr.recipes.cohort import choose_cohort, macro_auroc  # noqa: E402
 
 SIZE_PX = 128  # of the stores: 96 px of input and a margin
 DONE = "done.json"
-DRAWN = ("label_fraction", "labels_per_class")  # whose rows depend on the seed
 RESULTS = record.RESULTS / "evidence"
 START = "from spcxr.cli import train; train()"
 
@@ -298,9 +297,9 @@ def choose_rates(
 def _baselines(row: plan.Row, level: str, store: Store) -> list[measure.Measured]:
     """Thumbnails, on the rows of each seed of the level."""
     asked = row.settings | row.levels[level]
-    chosen = {name: asked[name] for name in ("task", *DRAWN) if name in asked}
+    chosen = {name: asked[name] for name in ("task", *plan.DRAWN) if name in asked}
     made = []
-    for seed in range(asked.get("seeds", 1) if set(DRAWN) & set(chosen) else 1):
+    for seed in range(asked.get("seeds", 1) if set(plan.DRAWN) & set(chosen) else 1):
         config = ClassifyConfig(data="-", init="-", out="-", seed=seed, **chosen)
         cohort = choose_cohort(config, store)
         made.append(measure.thumbnail_baseline(store, cohort, macro_auroc))
