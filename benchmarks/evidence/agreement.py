@@ -19,12 +19,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from evidence.run import SIZE_PX
 from evidence.stores import read_manifest
+from spcxr.data.masks import read_mask
 from spcxr.errors import SpcxrError
 from spcxr.evaluate import metrics
 from spcxr.evaluate.intervals import bootstrap
-
-SIZE_PX = 128
 
 
 def agreement(data: Path) -> tuple[NDArray[Any], NDArray[Any], set[tuple[str, str]]]:
@@ -41,7 +41,8 @@ def agreement(data: Path) -> tuple[NDArray[Any], NDArray[Any], set[tuple[str, st
     found, patients, sources = [], [], set()
     for masks in of_image.values():
         for one, two in combinations(sorted(masks), 2):
-            found.append(dice(*(_mask(data / masks[name]["mask_path"]) for name in (one, two))))
+            pair = [_mask(data / masks[name]["mask_path"])[None] for name in (one, two)]
+            found.append(float(metrics.dice(*pair)[0]))
             patients.append(masks[one]["patient_id"])
             sources.add((one, two))
     if not found:
@@ -50,18 +51,8 @@ def agreement(data: Path) -> tuple[NDArray[Any], NDArray[Any], set[tuple[str, st
 
 
 def _mask(path: Path) -> NDArray[Any]:
-    with Image.open(path) as picture:
-        small = picture.convert("L").resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR)
-    return np.array(small) > 127
-
-
-def dice(one: NDArray[Any], two: NDArray[Any]) -> float:
-    """Of two boolean masks.
-
-    >>> dice(np.array([True, True, False]), np.array([True, False, False]))
-    0.6666666666666666
-    """
-    return float(2 * (one & two).sum() / (one.sum() + two.sum()))
+    whole = Image.fromarray(255 * read_mask(path))
+    return np.array(whole.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR)) > 127
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
@@ -32,8 +31,10 @@ sys.path.insert(0, str(HERE.parent))
 import record  # noqa: E402  (after the path of its folder)
 
 from evidence import measure, plan, stores, write  # noqa: E402
+from spcxr.data.shards import hash_file  # noqa: E402
 from spcxr.data.store import Store  # noqa: E402
 from spcxr.errors import SpcxrError  # noqa: E402
+from spcxr.evaluate.report import write_json  # noqa: E402
 from spcxr.models.vit import build_vit  # noqa: E402
 from spcxr.models.weights import save_model_folder  # noqa: E402
 from spcxr.recipes.classify import ClassifyConfig  # noqa: E402
@@ -193,9 +194,7 @@ def run_job(job: plan.Job) -> dict[str, Any]:
         "threads": os.environ.get("OMP_NUM_THREADS", str(record.CORES)),
         "seconds": round(time.monotonic() - began),
     }
-    draft = marker.with_suffix(".part")
-    draft.write_text(json.dumps(facts, indent=1))
-    draft.replace(marker)
+    write_json(marker, facts)
     return facts
 
 
@@ -209,7 +208,7 @@ def weights_digest(folder: str) -> str:
     """
     for inside in ("model/model.safetensors", "model.safetensors"):
         if (file := Path(folder) / inside).is_file():
-            return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+            return hash_file(file)
     raise SpcxrError(f"{folder}: no encoder there; run the row that makes it first")
 
 

@@ -122,7 +122,8 @@ def make_stores(
 
 def digest(data: Path, specs: Mapping[str, Mapping[str, Any]]) -> str:
     """Of the manifests that ``specs`` name and of ``specs``: the same for the same rows."""
-    rows = {spec["manifest"]: read_manifest(data, spec["manifest"]) for spec in specs.values()}
+    names = {spec["manifest"] for spec in specs.values()}
+    rows = {name: read_manifest(data, name) for name in names}
     said = json.dumps([dict(specs), rows], sort_keys=True).encode()
     return hashlib.blake2b(said, digest_size=16).hexdigest()
 

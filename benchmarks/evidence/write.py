@@ -195,11 +195,12 @@ def few(arms: Facts) -> bool:
 def _cell(arms: Facts, name: str) -> str:
     if name not in arms:
         return ""
-    facts, text = arms[name], f"{arms[name]['value']:z.3f}"
-    if not few(arms):
+    facts, bare = arms[name], few(arms)
+    text = f"{facts['value']:z.3f}"
+    if not bare:
         text += f" ({facts['low']:z.3f} to {facts['high']:z.3f})"
     if is_gap(name):
-        return f"**{text}**" if few(arms) else f"**{text}**, p {facts['p']:.3f}"
+        return f"**{text}**" if bare else f"**{text}**, p {facts['p']:.3f}"
     seeds = facts["seeds"]
     return text if len(seeds) == 1 else f"{text} [{min(seeds):.3f} to {max(seeds):.3f}]"
 

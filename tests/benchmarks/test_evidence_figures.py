@@ -1,12 +1,10 @@
 """The study's figures and document: seeds, intervals, thresholds, tables; nothing is trained."""
 
-import csv
 import json
 
 import numpy as np
 import pytest
-from evidence import agreement, measure, write
-from PIL import Image
+from evidence import measure, write
 
 from spcxr.data.manifest import Manifest
 from spcxr.errors import SpcxrError
@@ -87,31 +85,6 @@ def test_runs_on_other_rows_are_not_compared():
             "b": [measure.Measured(own, who, ("1", "3"))]}  # fmt: skip
     with pytest.raises(SpcxrError, match="measured on other rows"):
         measure.compare_arms(runs, [("a", "b")], ["dice"])
-
-
-def write_manifest(file, rows):
-    with file.open("w", newline="") as text:
-        writer = csv.DictWriter(text, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def test_masks_of_two_sources_are_compared_image_by_image(tmp_path):
-    rows = []
-    for k, (source, columns) in enumerate((("one", 64), ("two", 48), ("one", 64))):
-        mask = np.zeros((128, 128), np.uint8)
-        mask[:, :columns] = 255
-        Image.fromarray(mask).save(tmp_path / f"{k}.png")
-        image = "a.png" if k < 2 else "b.png"
-        rows.append({"path": image, "patient_id": "p", "split": "train", "mask_source": source,
-                     "mask_path": f"{k}.png"})  # fmt: skip
-    write_manifest(tmp_path / "seg_manifest.csv", rows)
-    found, patients, sources = agreement.agreement(tmp_path)
-    assert found.tolist() == [pytest.approx(2 * 48 / (64 + 48))]
-    assert (patients.tolist(), sources) == (["p"], {("one", "two")})
-    write_manifest(tmp_path / "seg_manifest.csv", rows[2:])
-    with pytest.raises(SpcxrError, match="no image has masks of two sources"):
-        agreement.agreement(tmp_path)
 
 
 # --- the document ---------------------------------------------------------------------------

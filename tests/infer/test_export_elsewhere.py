@@ -97,7 +97,6 @@ class Hollow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 sys.meta_path.insert(0, Hollow())
 import timm, torch
 from spcxr.infer.export import Wanted, export
-from spcxr.models.decoder import DECODERS
 (check,) = export(sys.argv[1], sys.argv[2], Wanted("timm", channels=3))
 model = timm.create_model("local-dir:" + sys.argv[1] + "/model", pretrained=True).eval()
 with torch.inference_mode():

@@ -142,9 +142,10 @@ def test_a_decoder_of_a_later_version_is_refused():
 
 # --- whole runs -----------------------------------------------------------------------------
 
+DEEP = {"deep_supervision": True, "loss": "dice-focal", "ema": 0.5, "epochs": 3}
 KINDS = {
-    "deep unet": {"deep_supervision": True, "loss": "dice-focal", "ema": 0.5, "epochs": 3},
-    "deep unetr": {"decoder": "unetr", "deep_supervision": True, "epochs": 3},
+    "deep unet": DEEP,
+    "deep unetr": DEEP | {"decoder": "unetr"},
     "frozen linear": {"decoder": "linear", "freeze": True, "epochs": 4},
 }
 
