@@ -6,8 +6,9 @@ own UNETR.
 ViT-S/16 at 224 px, feature size 16, one structure, 4 images: Dice + cross-entropy, clipping, AdamW.
 Both have the same decoder (MONAI's blocks, `UNETRDecoder`: its numbers of parameters are asserted
 equal first), MONAI's loss is its DiceCELoss, and both losses are asserted to begin alike and to
-fall. Ours computes as it does by default: in bfloat16 on a CPU that multiplies it in hardware, else
-in float32. MONAI is timed as its documents use it, in float32, and in our precision.
+fall. The default decoder, a U-Net that the encoder joins (`UNetDecoder`), is timed beside them.
+Ours computes as it does by default: in bfloat16 on a CPU that multiplies it in hardware, else in
+float32. MONAI is timed as its documents use it, in float32, and in our precision.
 """
 
 import pytest
@@ -28,11 +29,11 @@ DECODER = ("encoder1", "encoder2", "encoder3", "encoder4")
 DECODER += ("decoder5", "decoder4", "decoder3", "decoder2", "out")
 
 
-def build():
-    """Ours and MONAI's, of one width, depth and decoder."""
+def build(kind="unetr"):
+    """Ours with a decoder of this kind, and MONAI's of the same width, depth and UNETR decoder."""
     torch.manual_seed(0)
     encoder = build_vit("vit_small", image_px=SIDE, patch_px=16)
-    ours = Segmenter(encoder, build_decoder({"structures": ["lung"]}, encoder))
+    ours = Segmenter(encoder, build_decoder({"structures": ["lung"], "decoder": kind}, encoder))
     theirs = UNETR(
         in_channels=1,
         out_channels=2,
@@ -88,6 +89,14 @@ def their_step(theirs, images, masks, precision):
 
 def count(module):
     return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("threads", [CORES], indirect=True)
+def test_default_decoder(timed, device, threads):
+    precision = pick_precision("auto", torch.device(device))
+    step = our_step(build("unet")[0].to(device), *drawn(device), precision)
+    assert step() > step()
+    timed(step, what="spcxr, U-Net", group=device, images=BATCH, rounds=5, graph=False, memory=True)
 
 
 @pytest.mark.parametrize("threads", [CORES], indirect=True)

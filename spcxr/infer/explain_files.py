@@ -25,7 +25,7 @@ from spcxr.infer.heat import heat_picture, on_the_file
 from spcxr.infer.mask_scores import InMemory
 from spcxr.infer.normalise import GREY, network_input
 from spcxr.infer.operating import RULE
-from spcxr.infer.predict import load_trained, patches_read
+from spcxr.infer.predict import as_read, load_trained, patches_read
 from spcxr.infer.predict_files import Answer as Logits
 from spcxr.infer.predict_files import Labeller
 from spcxr.infer.reading import Ready
@@ -163,7 +163,7 @@ class Explainer:
         ]
 
     def _shown(self, ready: list[Ready]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Normalised images ``[B, C, h, w]`` and the patches that are read."""
+        """Images ``[B, C, h, w]`` as they are read, and the patches that are."""
         trained, compute = self.labeller.trained, self.labeller.compute
         squares = np.stack([one.prepared.pixels for one in ready])
         encoder: Any = trained.model.encoder
@@ -171,9 +171,9 @@ class Explainer:
         store = cast(Store, InMemory(squares, self.labeller.preprocess))
         with torch.inference_mode(), compute.autocast():
             read = patches_read(trained.model, grey, np.arange(len(ready)), store)
-        images = trained.normalisation.of_grey(grey, encoder.channels)
-        # A mask made without gradients cannot take part where there are some.
-        return images, None if read is None else read.clone()
+        if read is not None:
+            read = read.clone()  # made without gradients it cannot take part where there are some
+        return as_read(trained.model, grey, read, trained.normalisation), read
 
     def _chosen(self, logits: NDArray[np.float32]) -> tuple[int, ...]:
         """The labels to explain of a file."""

@@ -25,7 +25,7 @@ from spcxr.models.decoder import Framing, Segmenter, build_decoder
 from spcxr.models.framing import LungBox, Windows
 from spcxr.models.heads import Classifier
 from spcxr.models.neighbours import class_head
-from spcxr.models.regions import LungFinder, LungSource, patches_touched
+from spcxr.models.regions import LungFinder, LungSource, equalised, patches_touched
 from spcxr.models.weights import LoadedModel, load_model_folder
 from spcxr.train.device import Compute
 
@@ -119,10 +119,15 @@ def _lungs(task: dict[str, Any], folder: Path) -> LungSource | None:
     """How a classifier trained by ``--attend lungs`` finds them; None for one of whole images."""
     if task.get("attend") != "lungs":
         return None
-    return load_finder(lungs_within(folder)) if task.get("lungs_from") == "model" else StoredLungs()
+    equalise = bool(task.get("equalise", False))
+    if task.get("lungs_from") == "model":
+        return load_finder(lungs_within(folder), equalise=equalise)
+    return StoredLungs(equalise)
 
 
-def load_finder(path: str | Path, device: torch.device | str = "cpu") -> LungFinder:
+def load_finder(
+    path: str | Path, device: torch.device | str = "cpu", *, equalise: bool = False
+) -> LungFinder:
     """The lung finder that a finished `segment` run is.
 
     Raises
@@ -137,7 +142,7 @@ def load_finder(path: str | Path, device: torch.device | str = "cpu") -> LungFin
             f"{path}: finds {', '.join(trained.names)}, not lungs; give a run of segment"
         )
     numbers = trained.normalisation
-    return LungFinder(trained.model, numbers.mean, numbers.std, lungs)
+    return LungFinder(trained.model, numbers.mean, numbers.std, lungs, equalise=equalise)
 
 
 def patches_read(model: Any, grey: Tensor, rows: Rows, store: Store) -> Tensor | None:
@@ -157,6 +162,18 @@ def patches_read(model: Any, grey: Tensor, rows: Rows, store: Store) -> Tensor |
     if lungs is None:
         return None
     return patches_touched(lungs.masks(grey, rows, store), model.encoder.patch_px)
+
+
+def as_read(
+    model: Any, grey: Tensor, visible: Tensor | None, normalisation: Normalisation
+) -> Tensor:
+    """Grey images ``[B, 1, h, w]`` in [0, 1] -> what the encoder reads of them, ``[B, C, h, w]``:
+    normalised, or `equalised` over the patches that are read where a model asks for that."""
+    images = normalisation.of_grey(grey, model.encoder.channels)
+    lungs: LungSource | None = getattr(model, "lungs", None)
+    if visible is None or lungs is None or not lungs.equalise:
+        return images
+    return equalised(images, visible, model.encoder.patch_px)
 
 
 @torch.inference_mode()
@@ -191,11 +208,11 @@ def forward_batches(
         grey = network_input(pixels, size, GREY, compute.device)
         if change is not None:
             grey = change(grey, batch)
-        images = normalisation.of_grey(grey, encoder.channels)
         if was_training := model.training:  # to set hundreds of modules takes milliseconds
             model.eval()
         with compute.autocast():
             visible = patches_read(model, grey, batch, store)
+            images = as_read(model, grey, visible, normalisation)
             output = model(images) if visible is None else model(images, visible)
         if was_training:
             model.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ def lung_numbers(structures: Sequence[str]) -> tuple[int, ...]:
     return tuple(k for k, name in enumerate(structures, 1) if "lung" in name.lower())
 
 
+@dataclass(frozen=True)
 class StoredLungs:
     """The masks that came with the data.
 
-    >>> StoredLungs().__class__.__name__
-    'StoredLungs'
+    >>> StoredLungs()
+    StoredLungs(equalise=False)
     """
+
+    equalise: bool = False
 
     def masks(self, grey: Tensor, rows: Any, store: Store) -> Tensor:
         """``[B, h, w]`` bool of the store's rows, at the size of ``grey [B, 1, h, w]``.

@@ -6,6 +6,7 @@ cannot learn from them. What is left is also less to compute.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,10 +19,17 @@ if TYPE_CHECKING:  # it loads MONAI, and what is here does without
 MARGIN = 0.25  # of a patch's side: lung so near to a patch counts as touching it
 LEAST_COVER = 0.05  # of a patch with its margin: less lung is a stray pixel
 LEAST_SHARE = 0.05  # of an image's patches: fewer are no lungs
+GREYS = 1024  # levels that greys are told apart by where they are equalised
 
 
 class LungSource(Protocol):
-    """Whatever knows where the lungs are: a model inside, or masks."""
+    """Whatever knows where the lungs are: a model inside, or masks.
+
+    ``equalise``: whether the greys of what is read are `equalised` too.
+    """
+
+    @property
+    def equalise(self) -> bool: ...
 
     def masks(self, grey: Tensor, rows: Any, store: Any) -> Tensor:
         """Grey images ``[B, 1, h, w]`` in [0, 1], their rows and store -> ``[B, h, w]`` bool."""
@@ -66,6 +74,48 @@ def no_lungs(touched: Tensor) -> Tensor:
     return touched.flatten(1).float().mean(1) < LEAST_SHARE
 
 
+def equalised(images: Tensor, visible: Tensor, patch_px: int) -> Tensor:
+    """Histogram equalisation over the visible patches alone, each image by itself.
+
+    A grey becomes the normal quantile of its rank among the pixels that are read: whatever curve
+    an image's greys have gone through, as long as it rises, the result is the same, and bright
+    letters or borders that are not read have no part in it.
+
+    Parameters
+    ----------
+    images
+        ``[B, C, h, w]``; of three channels the first is taken, all being one grey.
+    visible
+        ``[B, Gh, Gw]`` bool, True = read.
+
+    Returns
+    -------
+    ``[B, C, h, w]`` float32, mean 0 and deviation 1 over what is read. What is not is of no
+    meaning.
+
+    >>> images = torch.rand(1, 1, 32, 32)
+    >>> visible = torch.tensor([[[True, False], [True, True]]])
+    >>> made = [equalised(curve, visible, 16) for curve in (images, images**3)]
+    >>> bool((made[0] - made[1]).abs()[:, :, 16:].max() < 0.5)
+    True
+    """
+    shape = images.shape
+    grey = images[:, 0].float().flatten(1)
+    read = visible.repeat_interleave(patch_px, 1).repeat_interleave(patch_px, 2).flatten(1)
+    low = grey.masked_fill(~read, math.inf).amin(1, keepdim=True)
+    high = grey.masked_fill(~read, -math.inf).amax(1, keepdim=True)
+    share = (grey - low) / (high - low).clamp(min=1e-6)
+    level = (share * (GREYS - 1)).round().clamp(0, GREYS - 1).long()
+    count = torch.zeros(len(grey), GREYS, dtype=torch.long, device=grey.device)
+    count.scatter_add_(1, level, read.long())
+    pixels = count.sum(1, keepdim=True)
+    rank = (count.cumsum(1) - count / 2) / pixels
+    least = 0.5 / pixels  # half a pixel: the rank of the darkest where all differ
+    quantile = torch.special.ndtri(torch.minimum(torch.maximum(rank, least), 1 - least))
+    made = quantile.float().gather(1, level).view(shape[0], 1, *shape[2:])
+    return made.expand(-1, shape[1], -1, -1)
+
+
 def resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks ``[B, S, S]`` of any type at another size, nearest pixel.
 
@@ -90,6 +140,8 @@ class LungFinder(nn.Module):
         of the pixels in [0, 1] that it was trained with.
     numbers
         the class numbers that are lung.
+    equalise
+        as `LungSource` has it.
 
     >>> from spcxr.models.decoder import Segmenter, UNETRDecoder
     >>> from spcxr.models.vit import VisionTransformer
@@ -101,10 +153,17 @@ class LungFinder(nn.Module):
     """
 
     def __init__(
-        self, segmenter: Segmenter, mean: float, std: float, numbers: tuple[int, ...] = (1,)
+        self,
+        segmenter: Segmenter,
+        mean: float,
+        std: float,
+        numbers: tuple[int, ...] = (1,),
+        *,
+        equalise: bool = False,
     ) -> None:
         super().__init__()
         self.numbers = numbers
+        self.equalise = equalise
         self.segmenter = segmenter.requires_grad_(False)
         self.mean, self.std = mean, std
         super().train(False)

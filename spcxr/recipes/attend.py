@@ -24,7 +24,7 @@ from spcxr.errors import SpcxrError
 from spcxr.infer.normalise import GREY, network_input
 from spcxr.infer.predict import load_finder
 from spcxr.infer.regions import WITHIN, StoredLungs
-from spcxr.models.regions import LungSource, no_lungs, patches_touched, touching
+from spcxr.models.regions import LungSource, equalised, no_lungs, patches_touched, touching
 from spcxr.models.weights import load_model_folder
 from spcxr.recipes.finetune import Cohort, Start
 from spcxr.recipes.images import refuse_other_preprocess
@@ -41,7 +41,8 @@ class KnownLungs:
     """The lungs of a run's rows, found once and kept at the encoder's size, a bit a pixel.
 
     ``rows (n,)`` in rising order, ``bits (n, ceil(h * w / 8))`` uint8, ``size`` (h, w) in pixels,
-    ``segmenter`` the model folder that found them (None: the data's masks).
+    ``segmenter`` the model folder that found them (None: the data's masks), ``equalise`` whether
+    the greys of what is read are `equalised`.
     """
 
     rows: Rows
@@ -49,6 +50,7 @@ class KnownLungs:
     size: tuple[int, int]
     patch_px: int
     segmenter: Path | None = None
+    equalise: bool = False
 
     def masks(self, grey: Tensor, rows: Rows, store: Store | None = None) -> Tensor:
         """``[B, h, w]`` bool of unchanged images, on the device of ``grey``.
@@ -66,11 +68,12 @@ class KnownLungs:
         found = np.unpackbits(self.bits[places], axis=1, count=pixels)
         return torch.from_numpy(found).view(-1, *self.size).bool().to(grey.device)
 
-    def warped(self, images: Tensor, rows: Rows, warps: Warps) -> Tensor:
-        """The patches to read of images ``[B, C, h, w]`` that went through ``warps``,
-        ``[B, Gh, Gw]`` bool."""
+    def warped(self, images: Tensor, rows: Rows, warps: Warps) -> tuple[Tensor, Tensor]:
+        """Images ``[B, C, h, w]`` that went through ``warps`` -> the images as they are read, and
+        the patches to read, ``[B, Gh, Gw]`` bool."""
         masks = self.masks(images, rows).to(torch.uint8)
-        return patches_touched(warp_masks(masks, warps, self.size[1]) == 1, self.patch_px)
+        visible = patches_touched(warp_masks(masks, warps, self.size[1]) == 1, self.patch_px)
+        return equalised(images, visible, self.patch_px) if self.equalise else images, visible
 
     def shares(self, rows: Rows) -> NDArray[np.float64]:
         """``(n,)`` the share of each unchanged image's patches that is read; 1: no lung found."""
@@ -91,12 +94,14 @@ class KnownLungs:
     @cached_property
     def said(self) -> str:
         """What is read, in a line for the log."""
-        return f"reads the lungs' patches alone: {told_shares(self.shares(self.rows))}"
+        greys = ", their greys equalised" if self.equalise else ""
+        return f"reads the lungs' patches alone{greys}: {told_shares(self.shares(self.rows))}"
 
     @property
     def block(self) -> dict[str, Any]:
         """What `load_trained` has to know of it."""
-        return {"attend": LUNGS, "lungs_from": "masks" if self.segmenter is None else "model"}
+        source = "masks" if self.segmenter is None else "model"
+        return {"attend": LUNGS, "lungs_from": source, "equalise": self.equalise}
 
     def export(self, folder: Path) -> None:
         """Put the segmenter, if there is one, into the model folder."""
@@ -157,9 +162,15 @@ class SharesRead:
 
 
 def find_lungs(
-    start: Start, cohort: Cohort, compute: Compute, lungs_from: str | None
+    start: Start,
+    cohort: Cohort,
+    compute: Compute,
+    lungs_from: str | None,
+    *,
+    equalise: bool = False,
 ) -> KnownLungs:
     """The lungs of all rows of a cohort: by the segment run ``lungs_from``, or by the masks.
+    ``equalise`` is kept with them.
 
     Raises
     ------
@@ -181,7 +192,8 @@ def find_lungs(
         )
     rows = np.unique(np.concatenate([cohort.train, cohort.val, cohort.test]))
     bits = _look(source, store, rows, start.encoder.image_px, compute)
-    known = KnownLungs(rows, bits, start.encoder.image_px, start.encoder.patch_px, folder)
+    size, patch_px = start.encoder.image_px, start.encoder.patch_px
+    known = KnownLungs(rows, bits, size, patch_px, folder, equalise)
     print(known.said, file=sys.stderr)
     if (none := known.without_lungs()) > len(rows) / 2:
         # Most would be read whole, text and borders and all, and the model called one of lungs.

@@ -13,7 +13,7 @@ from torch import Tensor
 from spcxr.evaluate.cases import case_pictures, pick_cases
 from spcxr.evaluate.report import Section
 from spcxr.infer.normalise import GREY, network_input
-from spcxr.infer.predict import TrainedModel, patches_read
+from spcxr.infer.predict import TrainedModel, as_read, patches_read
 from spcxr.models.attention_maps import rollout
 from spcxr.recipes.testset import TestSet
 
@@ -87,5 +87,5 @@ def _rollout(
             seen = patches_read(trained.model, grey, rows, test_set.store)
         else:
             seen = visible(grey, rows)
-    images = normalisation.of_grey(grey, encoder.channels)
+    images = as_read(trained.model, grey, seen, normalisation)
     return rollout(encoder, images, seen).cpu().numpy()

@@ -85,6 +85,9 @@ class ClassifyConfig(FinetuneConfig):
     lungs_from: str | None = setting(
         None, "segment run that finds the lungs; the data's masks if not given"
     )
+    equalise: bool = setting(
+        False, "with --attend lungs: equalise the greys of what is read, image by image"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +95,8 @@ class ClassifyConfig(FinetuneConfig):
             raise ConfigError("give labels_per_class or label_fraction, not both")
         if self.lungs_from is not None and self.attend != LUNGS:
             raise ConfigError("lungs_from is given, but whole images are read; add --attend lungs")
+        if self.equalise and self.attend != LUNGS:
+            raise ConfigError("equalise is of what --attend lungs reads; add it, or leave it out")
         if self.method == "full":
             return
         if self.head_init != "random":
@@ -179,7 +184,9 @@ def build(
     model = Classifier(start.encoder, head)
     course, lungs = set_out(config, RECIPE, folder, start, cohort, model, world), None
     if config.attend == LUNGS:
-        lungs = find_lungs(start, cohort, course.compute, config.lungs_from)
+        lungs = find_lungs(
+            start, cohort, course.compute, config.lungs_from, equalise=config.equalise
+        )
         for made in (course.model, course.ema):
             if made is not None:
                 made.lungs = lungs  # type: ignore[assignment]
@@ -242,7 +249,7 @@ class Classification:
         logits = (
             model(images)
             if self.lungs is None
-            else model(images, self.lungs.warped(images, drawn.rows, drawn.warps))
+            else model(*self.lungs.warped(images, drawn.rows, drawn.warps))
         )
         return self.between(logits, values, smoothing=self.config.label_smoothing)
 

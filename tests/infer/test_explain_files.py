@@ -29,6 +29,8 @@ ROTATE_90 = 6  # Exif: turn by 90 degrees clockwise to show it upright
 class LeftHalf:
     """Lungs are where the left half of the image is."""
 
+    equalise = False
+
     def masks(self, grey, rows=None, store=None):
         found = torch.zeros(len(grey), *grey.shape[2:], dtype=torch.bool)
         found[:, :, : grey.shape[3] // 2 - 4] = True

@@ -1,12 +1,14 @@
 """Lungs' patches alone: which they are, and that the classifier then equals a masked one."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import norm, rankdata
 
 from spcxr.errors import SpcxrError
 from spcxr.models.decoder import Segmenter, UNETRDecoder
 from spcxr.models.heads import ClassificationHead, Classifier, Features
-from spcxr.models.regions import LungFinder, no_lungs, patches_touched, resized
+from spcxr.models.regions import LungFinder, equalised, no_lungs, patches_touched, resized
 from spcxr.models.sequences import PackedTokens
 from spcxr.models.vit import VisionTransformer
 from spcxr.train.device import autocast
@@ -112,6 +114,53 @@ def test_a_mask_of_another_grid_is_refused():
     model, (images, visible) = classifier(), batch()
     with pytest.raises(SpcxrError, match="give bool of that grid"):
         model(images, visible[:, :, :5])
+
+
+# --- their greys ----------------------------------------------------------------------------
+
+
+def over_read(images, visible):
+    """``[n]`` of each image: its pixels that are read."""
+    read = visible.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    return [image[0][there] for image, there in zip(images, read, strict=True)]
+
+
+def test_equalised_greys_are_the_normal_quantiles_of_their_ranks():
+    images, visible = batch()
+    for made, grey in zip(
+        over_read(equalised(images, visible, 8), visible), over_read(images, visible), strict=True
+    ):
+        exact = norm.ppf((rankdata(grey) - 0.5) / len(grey))
+        # Greys that share one of 1024 levels share its middle rank: coarse in the tails alone.
+        assert np.abs(made.numpy() - exact).max() < 0.35
+        assert np.abs(made.numpy() - exact).mean() < 0.02
+        assert abs(float(made.mean())) < 0.01
+        assert float(made.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_a_rising_curve_and_what_is_not_read_change_no_equalised_grey():
+    images, visible = batch()
+    images = images.sigmoid()
+    made = over_read(equalised(images, visible, 8), visible)
+    hidden = ~visible.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+    letters = torch.where(hidden, 50.0, images)
+    for same, one in zip(over_read(equalised(letters, visible, 8), visible), made, strict=True):
+        assert torch.equal(same, one)
+    for near, one in zip(over_read(equalised(images**1.7, visible, 8), visible), made, strict=True):
+        assert float((near - one).abs().mean()) < 0.01
+    for turned, one in zip(
+        over_read(equalised(1 - images, visible, 8), visible), made, strict=True
+    ):
+        assert float((turned + one).abs().mean()) < 0.01
+
+
+def test_equalised_flat_images_and_three_channels():
+    images, visible = batch()
+    flat = equalised(torch.full_like(images, 0.3), visible, 8)
+    assert (flat == 0).all()
+    once, thrice = (equalised(images.expand(-1, c, -1, -1), visible, 8) for c in (1, 3))
+    assert torch.equal(thrice, once.expand(-1, 3, -1, -1))
+    assert equalised(images.bfloat16(), visible, 8).dtype == torch.float32
 
 
 # --- the patches ----------------------------------------------------------------------------

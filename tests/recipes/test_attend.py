@@ -190,7 +190,15 @@ def test_outside_the_lungs_nothing_is_read(store, segmenter, tiny_init, tmp_path
 
 
 @pytest.mark.parametrize(
-    "settings", [{"method": "linear"}, {"method": "knn"}, {"ema": 0.9}, {"freeze": True}]
+    "settings",
+    [
+        {"method": "linear"},
+        {"method": "knn"},
+        {"ema": 0.9},
+        {"freeze": True},
+        {"equalise": True},
+        {"equalise": True, "method": "linear"},
+    ],
 )
 def test_every_way_to_fit_a_head_reads_the_lungs(settings, store, segmenter, tiny_init, tmp_path):
     """What the run wrote of its rows is what the exported model makes of the lungs' patches."""
@@ -216,7 +224,8 @@ def test_lungs_go_through_the_warps_of_their_images(store, tiny_init, tmp_path):
     rows = course.rows[(store.masks(course.rows) == 1).any((1, 2))]
     images, warps = augmented(course, rows, store.images(rows), epoch=0)
     bright = images[:, 0] > (150 / 255 - 0.25) / 0.25
-    found = task.lungs.warped(images, rows, warps)
+    shown, found = task.lungs.warped(images, rows, warps)
+    assert shown is images
     agree = found == patches_touched(bright, 8)
     assert agree.float().mean() > 0.97
     unmoved = task.lungs.masks(images, rows)
@@ -267,6 +276,43 @@ def test_on_real_lungs_corners_are_never_read(shared_data, tmp_path):
 
 
 # --- refusals -------------------------------------------------------------------------------
+
+
+def test_equalised_greys_are_the_same_after_any_rising_curve(store, segmenter, tiny_init, tmp_path):
+    """Where the segmenter finds the same patches, a gamma changes no answer of a model that
+    equalises, and every answer of one that does not."""
+    settings = {"lungs_from": str(segmenter)}
+    even = run(config(store, tiny_init, tmp_path / "even", equalise=True, **settings))
+    plain = run(config(store, tiny_init, tmp_path / "plain", **settings))
+    assert "their greys equalised" in json.loads((even / "metrics.json").read_text())["task"]
+    rows = store.manifest.rows(("train", "val", "test"))
+
+    def moved(folder):
+        """How far a gamma moves the answers, where it moves no patch: in their own deviations."""
+        trained, seen, logits = load_trained(folder), [], []
+        assert trained.model.lungs.equalise == (folder == even)
+        for change in (None, lambda grey, _: grey**1.2):
+            parts = forward_batches(
+                trained.model,
+                store,
+                rows,
+                trained.normalisation,
+                CPU,
+                change,
+                told=lambda _, visible: seen.append(visible),
+            )
+            logits.append(torch.cat([found for _, found in parts]))
+        before, after = torch.cat(seen).chunk(2)
+        same = (before == after).all((1, 2))
+        assert same.sum() > 10
+        return float(((logits[0] - logits[1]).abs().amax(1) / logits[0].std())[same].median())
+
+    assert moved(even) < 0.05 < 0.2 < moved(plain)
+
+
+def test_equalise_without_attend_is_refused(store, tiny_init, tmp_path):
+    with pytest.raises(ConfigError, match="add it, or leave it out"):
+        config(store, tiny_init, tmp_path / "run", attend="image", equalise=True)
 
 
 def test_lungs_from_without_attend_is_refused(store, tiny_init, tmp_path):
