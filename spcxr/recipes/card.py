@@ -39,6 +39,9 @@ def card_section(trained: TrainedModel) -> Section:
         "preprocessing": words(config["preprocess"]),
         "grey levels": f"mean {grey.mean:.4g}, deviation {grey.std:.4g}",
     }
+    if (task := config["task"]).get("attend") == "lungs":
+        greys = ", their greys equalised" if task.get("equalise") else ""
+        facts["read"] = f"the patches of the lungs alone{greys}"
     for name, value in config.get("provenance", {}).items():
         facts[NAMES.get(name, name.replace("_", " "))] = words(value)
     facts["made with"] = f"spcxr {config.get('spcxr_version', 'of unknown version')}"

@@ -89,6 +89,15 @@ class FinetuneConfig(Config):
     flip_p: float = setting(
         0.0, "probability of a mirror image (moves the heart)", low=0.0, high=1.0
     )
+    stretch: float = setting(
+        0.0, "largest relative change of width and height, each by itself", low=0.0, high=0.5
+    )
+    elastic: float = setting(
+        0.0,
+        "elastic deformation: deviation of its displacements, share of the side",
+        low=0.0,
+        high=0.1,
+    )
     seed: int = setting(0, "of weights, order and augmentation", low=0)
     seeds: int = setting(1, "runs with seed, seed + 1, ..., and what they differ by", low=1)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
@@ -174,6 +183,8 @@ class FinetuneConfig(Config):
             brightness=self.brightness,
             contrast=self.contrast,
             flip_p=self.flip_p,
+            stretch=self.stretch,
+            elastic=self.elastic,
         )
 
 

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from spcxr.errors import SpcxrError
 
-DRAWS = 7  # uniform numbers a plan takes for each image
+KNOTS = 5  # a side: control points of an elastic deformation
+DRAWS = 9 + 2 * KNOTS**2  # uniform numbers a plan takes for each image
+TAIL = 1e-4  # of the normal distribution: no point is moved by more than 3.7 deviations
 IGNORE = 255  # a mask pixel of which nothing is known
 
 
@@ -38,6 +40,11 @@ class Augmentation:
         largest relative change of the spread about the image's mean.
     flip_p
         probability of a mirror image.
+    stretch
+        largest relative change of the width, and of the height, each by itself: proportions too.
+    elastic
+        standard deviation of the displacements of `KNOTS` x `KNOTS` points, as a share of the
+        image's side; between the points bicubic (Ronneberger et al., 2015, section 3.1).
 
     >>> Augmentation(crop_scale=(0.0, 1.0))
     Traceback (most recent call last):
@@ -49,6 +56,8 @@ class Augmentation:
     brightness: float = 0.1
     contrast: float = 0.1
     flip_p: float = 0.0
+    stretch: float = 0.0
+    elastic: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -59,21 +68,24 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Warps:
-    """``theta [B, 2, 3]`` output -> input in `affine_grid`'s coordinates; ``gain, shift [B]``."""
+    """``theta [B, 2, 3]`` output -> input in `affine_grid`'s coordinates; ``gain, shift [B]``;
+    ``bend [B, 2, KNOTS, KNOTS]`` displacements (x, y) in the output, before theta; None: none."""
 
     theta: Tensor
     gain: Tensor
     shift: Tensor
+    bend: Tensor | None = None
 
 
 def plan(draws: Tensor, law: Augmentation) -> Warps:
-    """Uniform draws ``[B, 7]`` in [0, 1) -> the warp and the light of each image.
+    """Uniform draws ``[B, DRAWS]`` in [0, 1) -> the warp and the light of each image.
 
     >>> still = plan(torch.rand(2, DRAWS), Augmentation((1.0, 1.0), 0, 0, 0, 0))
     >>> torch.equal(still.theta[0], torch.eye(2, 3)), still.gain.tolist()
     (True, [1.0, 1.0])
     """
-    area, x, y, angle, mirror, gain, shift = draws.float().unbind(1)
+    draws = draws.float()
+    area, x, y, angle, mirror, gain, shift, wide, tall = draws[:, :9].unbind(1)
     low, high = law.crop_scale
     side = (low + (high - low) * area).sqrt()
     turn = torch.deg2rad((2 * angle - 1) * law.rotation_deg)
@@ -82,10 +94,18 @@ def plan(draws: Tensor, law: Augmentation) -> Warps:
     # The crop's centre lies where the unrotated crop still fits into the image, [-1, 1] wide.
     across, down = (2 * x - 1) * (1 - side), (2 * y - 1) * (1 - side)
     rows = [cosine * face, sine, across, -sine * face, cosine, down]
+    theta = torch.stack(rows, 1).view(-1, 2, 3)
+    theta[:, :, 0] *= (1 + (2 * wide - 1) * law.stretch)[:, None]
+    theta[:, :, 1] *= (1 + (2 * tall - 1) * law.stretch)[:, None]
+    bend = None
+    if law.elastic > 0:
+        knots = draws[:, 9:].clamp(TAIL, 1 - TAIL).view(-1, 2, KNOTS, KNOTS)
+        bend = 2 * law.elastic * torch.special.ndtri(knots)  # the image is 2 wide
     return Warps(
-        theta=torch.stack(rows, 1).view(-1, 2, 3),
+        theta=theta,
         gain=1 + (2 * gain - 1) * law.contrast,
         shift=(2 * shift - 1) * law.brightness,
+        bend=bend,
     )
 
 
@@ -129,8 +149,13 @@ def warp_masks(masks: Tensor, warps: Warps, size_px: int) -> Tensor:
 
 
 def _grid(warps: Warps, size: int, device: torch.device) -> Tensor:
-    theta = warps.theta.to(device)
-    return F.affine_grid(theta, [len(theta), 1, size, size], align_corners=False)
+    theta, shape = warps.theta.to(device), [len(warps.theta), 1, size, size]
+    if warps.bend is None:
+        return F.affine_grid(theta, shape, align_corners=False)
+    still = torch.eye(2, 3, device=device).expand_as(theta)
+    field = F.interpolate(warps.bend.to(device), (size, size), mode="bicubic", align_corners=True)
+    bent = F.affine_grid(still, shape, align_corners=False) + field.permute(0, 2, 3, 1)
+    return bent @ theta[:, None, :, :2].mT + theta[:, None, None, :, 2]
 
 
 def _square(images: Tensor) -> int:

@@ -1,5 +1,7 @@
 """Lungs' patches alone: which they are, and that the classifier then equals a masked one."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -156,11 +158,22 @@ def test_a_rising_curve_and_what_is_not_read_change_no_equalised_grey():
 
 def test_equalised_flat_images_and_three_channels():
     images, visible = batch()
-    flat = equalised(torch.full_like(images, 0.3), visible, 8)
-    assert (flat == 0).all()
+    rounding = 1e-6 * images  # what resampling leaves of a flat image
+    assert (equalised(0.3 + rounding, visible, 8) == 0).all()
     once, thrice = (equalised(images.expand(-1, c, -1, -1), visible, 8) for c in (1, 3))
     assert torch.equal(thrice, once.expand(-1, 3, -1, -1))
     assert equalised(images.bfloat16(), visible, 8).dtype == torch.float32
+
+
+def test_a_pixel_that_is_no_number_stays_none_and_one_that_is_not_read_changes_nothing():
+    images, visible = batch()
+    read = visible.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    broken = images.clone()
+    broken[0, 0][tuple(read[0].nonzero()[0])] = math.nan
+    broken[1, 0][tuple((~read[1]).nonzero()[0])] = math.nan
+    made = over_read(equalised(broken, visible, 8), visible)
+    assert made[0].isnan().any()
+    assert torch.equal(made[1], over_read(equalised(images, visible, 8), visible)[1])
 
 
 # --- the patches ----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from spcxr.infer.predict import load_trained, predict_masks
 from spcxr.models.framing import LungBox, Windows, boxes_around, into, put_back
 from spcxr.recipes.frames import Frames
 from spcxr.recipes.segment import SegmentConfig, run
-from spcxr.train.augment import Augmentation, plan, rest, warp_images, warp_masks
+from spcxr.train.augment import DRAWS, Augmentation, plan, rest, warp_images, warp_masks
 from spcxr.train.device import Compute
 
 SIDE, SMALL = 64, 32
@@ -90,7 +90,7 @@ def test_a_window_is_shown_as_large_as_it_is():
     image = torch.rand(2, 1, SIDE, SIDE)
     frames = Frames((SIDE, SIDE), share=SMALL / SIDE)
     law = frames.law(Augmentation((1.0, 1.0), 0, 0, 0, 0))
-    draws = torch.full((2, 7), 0.5)
+    draws = torch.full((2, DRAWS), 0.5)
     draws[0, 1], draws[0, 2] = 0.0, 1.0 - 1e-7  # to the left, to the foot
     warps = frames.placed(plan(draws, law), ROW.numpy())
     shown = warp_images(image, warps, SMALL)
@@ -158,7 +158,7 @@ def test_augmentation_is_done_within_the_box():
     image = torch.rand(1, 1, SIDE, SIDE)
     shown = warp_images(image, frames.placed(rest(1), np.array([7])), SMALL)
     torch.testing.assert_close(shown[0], image[0, :, 8:40, 24:56], atol=1e-5, rtol=0)
-    strong = plan(torch.rand(1, 7), Augmentation(rotation_deg=40.0))
+    strong = plan(torch.rand(1, DRAWS), Augmentation(rotation_deg=40.0))
     twice = warp_images(image[:, :, 8:40, 24:56], strong)
     once = warp_images(image, frames.placed(strong, np.array([7])), SMALL)
     inside = slice(10, 22)  # at the rim the one sees black and the other the image

@@ -1,5 +1,7 @@
 """Augmentation: image and mask move together, nothing is invented outside the image."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -31,9 +33,10 @@ def draws(count, seed=0):
     return torch.rand(count, DRAWS, generator=torch.Generator().manual_seed(seed))
 
 
-def test_image_and_mask_move_together():
+@pytest.mark.parametrize("bent", [{}, {"stretch": 0.3, "elastic": 0.04}], ids=["rigid", "elastic"])
+def test_image_and_mask_move_together(bent):
     images, masks = discs()
-    warps = plan(draws(len(images)), Augmentation((0.4, 1.0), 25, 0, 0, 0.5))
+    warps = plan(draws(len(images)), Augmentation((0.4, 1.0), 25, 0, 0, 0.5, **bent))
     moved, moved_masks = warp_images(images, warps), warp_masks(masks, warps, 64)
     inside = (moved[:, 0] > 0.5) & (moved_masks != IGNORE)
     differs = (inside != (moved_masks == 1)).float().mean((1, 2))
@@ -91,3 +94,62 @@ def test_bad_settings_and_shapes():
         Augmentation(crop_scale=(0.9, 0.5))
     with pytest.raises(SpcxrError, match="square"):
         warp_images(torch.zeros(1, 1, 16, 32), rest(1))
+
+
+# --- elastic deformation ----------------------------------------------------------------------
+
+
+def ramps(count, size):
+    """Images whose grey is the place: x in one, y in the other, ``[count, 2, S, S]`` in [0, 1]."""
+    axis = (torch.arange(size) + 0.5) / size
+    return torch.stack(torch.meshgrid(axis, axis, indexing="xy")).expand(count, 2, size, size)
+
+
+def moved_by(law, count=400, size=33):
+    """How far a pixel was fetched from, in shares of the side, away from the black outside."""
+    places = ramps(count, size)
+    warps = plan(draws(count), law)
+    mean_kept = warps.gain.eq(1).all() and warps.shift.eq(0).all()
+    assert mean_kept, "light would read as movement"
+    return (warp_images(places, warps) - places)[:, :, 6:-6, 6:-6]
+
+
+def test_points_are_displaced_by_the_deviation_asked_for_and_smoothly():
+    moved = moved_by(Augmentation((1.0, 1.0), 0, 0, 0, elastic=0.02))
+    knot = moved[:, :, 10, 10]  # row 16 of 33, the middle of five control points
+    assert float(knot.std()) == pytest.approx(0.02, rel=0.1)
+    assert abs(float(knot.mean())) < 0.002
+    assert abs(float(torch.corrcoef(knot.T)[0, 1])) < 0.15  # across and down are drawn apart
+    assert float(moved.diff(dim=-1).abs().max()) < 0.02  # no tears: pixels are .03 apart
+
+
+def test_an_image_is_stretched_about_its_middle_each_way_by_itself():
+    moved = moved_by(Augmentation((1.0, 1.0), 0, 0, 0, stretch=0.2))
+    away = ramps(1, 33)[0, :, 6:-6, 6:-6] - 0.5
+    share = (moved * away).sum((2, 3)) / (away * away).sum((1, 2))
+    torch.testing.assert_close(moved, share[..., None, None] * away, atol=1e-4, rtol=0)
+    assert -0.2 <= float(share.min()) < -0.18
+    assert 0.18 < float(share.max()) <= 0.2
+    assert abs(float(torch.corrcoef(share.T)[0, 1])) < 0.15
+
+
+def test_elastic_comes_first_and_moves_with_the_crop():
+    """Displacements are of the output: what a crop shows is bent as whole images are."""
+    law = Augmentation((0.25, 0.25), 20, 0, 0, 1.0, elastic=0.02)
+    warps = plan(draws(4), law)
+    still = replace(warps, bend=None)
+    flat = replace(warps, bend=torch.zeros_like(warps.bend))
+    places = ramps(4, 40)
+    torch.testing.assert_close(warp_images(places, flat), warp_images(places, still))
+    bent = warp_images(places, warps) - warp_images(places, still)
+    assert float(bent[..., 8:-8, 8:-8].std()) == pytest.approx(0.01 * 0.7, rel=0.4)  # half as large
+
+
+def test_no_deformation_draws_the_warps_of_old():
+    numbers = draws(16)
+    law = Augmentation((0.5, 1.0), 10, 0.1, 0.1, 0.5)
+    plain, bent = plan(numbers, law), plan(numbers, replace(law, elastic=0.02))
+    assert plain.bend is None
+    assert torch.equal(plain.theta, bent.theta)
+    side = (0.5 + 0.5 * numbers[:, 0]).sqrt()
+    torch.testing.assert_close(plain.theta[:, :, :2].det().abs(), side**2)
