@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -185,6 +186,8 @@ def run_job(job: plan.Job) -> dict[str, Any]:
     config.write_text(yaml.safe_dump(job.settings, sort_keys=False))
     began = time.monotonic()
     spcxr_train([job.command, "--config", str(config)])
+    for made in job.seeds:  # half of what a finished run holds; its model stays
+        shutil.rmtree(made / "checkpoints", ignore_errors=True)
     facts = {
         "command": f"spcxr-train {job.command}",
         "settings": settings,

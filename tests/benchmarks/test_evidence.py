@@ -244,12 +244,19 @@ def test_a_row_of_which_nothing_is_finished_keeps_its_results(data, tmp_path, mo
     assert kept.read_text() == "as it was"
 
 
-def test_a_finished_command_is_not_run_again(tmp_path, monkeypatch):
-    ran = []
-    monkeypatch.setattr(run, "spcxr_train", lambda words: (ran.append(words), folder.mkdir()))
-    folder = tmp_path / "row" / "all" / "scratch"
-    job = plan.Job("row", "all", "scratch", "classify", {"out": str(folder)}, folder)
+def test_a_finished_command_is_not_run_again_and_keeps_its_models_alone(tmp_path, monkeypatch):
+    ran, folder = [], tmp_path / "row" / "all" / "scratch"
+    places = [folder / f"seed-{k}" / name for k in (0, 1) for name in ("model", "checkpoints")]
+
+    def made(words):
+        ran.append(words)
+        for place in places:
+            place.mkdir(parents=True)
+
+    monkeypatch.setattr(run, "spcxr_train", made)
+    job = plan.Job("row", "all", "scratch", "classify", {"out": str(folder), "seeds": 2}, folder)
     first = run.run_job(job)
+    assert [place.name for place in places if place.is_dir()] == ["model", "model"]
     assert run.run_job(job) == first
     assert len(ran) == 1
     assert first["command"] == "spcxr-train classify"
