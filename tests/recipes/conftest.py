@@ -1,11 +1,13 @@
 """Tiny stores and a tiny encoder, so that whole recipes run in a second or two."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lung_runs import write_store
 
 from spcxr.data.manifest import Manifest
 from spcxr.data.presets import Preprocess
@@ -14,6 +16,7 @@ from spcxr.models.decoder import UNETRDecoder
 from spcxr.models.heads import ClassificationHead
 from spcxr.models.vit import VisionTransformer
 from spcxr.models.weights import save_model_folder
+from spcxr.recipes import segment
 
 SIDE = 32
 SPLITS = ("train", "train", "val", "test")
@@ -105,3 +108,38 @@ def task_model(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="module")
+def trained_segmenter(tmp_path_factory):
+    """A segment run that finds the bright squares, trained once."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    torch.manual_seed(0)
+    init = save_model_folder(
+        folder / "init",
+        VisionTransformer(image_px=32, patch_px=8, width=24, depth=4, heads=3),
+        preprocess=Preprocess(size_px=32).to_dict(),
+        mean=0.25,
+        std=0.25,
+        task=None,
+        head=None,
+        provenance={},
+    )
+    settings = segment.SegmentConfig(
+        data=str(write_store(folder / "store", [True] * 64).path),
+        init=str(init),
+        out=str(folder / "segment"),
+        epochs=6,
+        batch_size=8,
+        base_lr=3e-2,
+        base_channels=4,
+        device="cpu",
+        precision="fp32",
+    )
+    return segment.run(settings)
+
+
+@pytest.fixture
+def segmenter(trained_segmenter, tmp_path):
+    """A copy of the segment run, to be broken."""
+    return shutil.copytree(trained_segmenter, tmp_path / "segment")
