@@ -201,6 +201,18 @@ def run_job(job: plan.Job) -> dict[str, Any]:
     return facts
 
 
+def portable(facts: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What is known of a run, its settings' folders by their place in OUT.
+
+    >>> portable({"settings": {"init": "/a/out/pretrain", "seeds": 3}}, Path("/a/out"))
+    {'settings': {'init': 'pretrain', 'seeds': 3}}
+    """
+    root = f"{out}/"
+    settings = {name: value.removeprefix(root) if isinstance(value, str) else value
+                for name, value in facts["settings"].items()}  # fmt: skip
+    return facts | {"settings": settings}
+
+
 def weights_digest(folder: str) -> str:
     """Of the encoder of a run, or of a model folder.
 
@@ -230,7 +242,8 @@ def run_row(row: plan.Row, out: Path, part: Part) -> dict[str, Any]:
     """Choose rates, run the jobs, measure them; or measure what is finished, and run nothing."""
     store = Store.open(out / "stores" / row.store)
     if row.command == "pretrain":
-        made = {job.arm: run_job(job) for job in plan.jobs(row, out) if wanted(job, part)}
+        made = {job.arm: portable(run_job(job), out)
+                for job in plan.jobs(row, out) if wanted(job, part)}  # fmt: skip
         return {"runs": made, "curves": {arm: _curve(out / row.name / "all" / arm) for arm in made}}
     rates, tried = choose_rates(row, out, store, part)
     runs: dict[str, Any] = {}
@@ -239,7 +252,7 @@ def run_row(row: plan.Row, out: Path, part: Part) -> dict[str, Any]:
     for job in plan.jobs(row, out, rates):
         if not wanted(job, part):
             continue
-        runs[f"{job.level}/{job.arm}"] = run_job(job)
+        runs[f"{job.level}/{job.arm}"] = portable(run_job(job), out)
         for level, seeds in measured(row, job, out, store).items():
             found.setdefault(level, {})[job.arm] = seeds
     pairs = list(row.differences)
