@@ -5,7 +5,8 @@ of them. The draws come from the caller, who takes them by (seed, epoch, image i
 
 What is left out, and why: solarising and colour do nothing or harm on radiographs, and a mirror
 image moves the heart to the right, so flips are off unless asked for. The crop keeps its aspect,
-since proportions (the heart's width over the thorax's) are what is read from the picture.
+since proportions (the heart's width over the thorax's) are what is read from the picture: so
+stretching and elastic deformation, which change them, are off too.
 """
 
 from __future__ import annotations

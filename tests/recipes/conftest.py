@@ -65,14 +65,12 @@ def make_store(tmp_path: Path) -> Callable[..., Store]:
     return make
 
 
-@pytest.fixture
-def tiny_init(tmp_path: Path) -> Path:
+def untrained(folder: Path) -> Path:
     """A model folder of an untrained encoder: width 24, 4 blocks, patches of 8 in 32 px."""
     torch.manual_seed(0)
-    encoder = VisionTransformer(image_px=SIDE, patch_px=8, width=24, depth=4, heads=3)
     return save_model_folder(
-        tmp_path / "init",
-        encoder,
+        folder,
+        VisionTransformer(image_px=SIDE, patch_px=8, width=24, depth=4, heads=3),
         preprocess=Preprocess(size_px=SIDE).to_dict(),
         mean=0.25,
         std=0.25,
@@ -80,6 +78,12 @@ def tiny_init(tmp_path: Path) -> Path:
         head=None,
         provenance={},
     )
+
+
+@pytest.fixture
+def tiny_init(tmp_path: Path) -> Path:
+    """`untrained`, in a folder of the test's."""
+    return untrained(tmp_path / "init")
 
 
 @pytest.fixture
@@ -114,20 +118,9 @@ def task_model(tmp_path: Path) -> Callable[..., Path]:
 def trained_segmenter(tmp_path_factory):
     """A segment run that finds the bright squares, trained once."""
     folder = tmp_path_factory.mktemp("segmenter")
-    torch.manual_seed(0)
-    init = save_model_folder(
-        folder / "init",
-        VisionTransformer(image_px=32, patch_px=8, width=24, depth=4, heads=3),
-        preprocess=Preprocess(size_px=32).to_dict(),
-        mean=0.25,
-        std=0.25,
-        task=None,
-        head=None,
-        provenance={},
-    )
     settings = segment.SegmentConfig(
         data=str(write_store(folder / "store", [True] * 64).path),
-        init=str(init),
+        init=str(untrained(folder / "init")),
         out=str(folder / "segment"),
         epochs=6,
         batch_size=8,
