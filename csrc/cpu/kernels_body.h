@@ -35,9 +35,10 @@ class Gather {
         states_(parts.take<Cover::State>(views.patches())),
         wanted_(parts.take<bool>(views.grid_w())) {}
 
-  void operator()(int64_t b, uint8_t* tokens, TokenType type) {
+  void operator()(int64_t b, uint8_t* tokens, Sink sink) {
     tokens_ = tokens;
-    type_ = type;
+    type_ = sink.type;
+    streamed_ = sink.streamed;
     bool some = false;
     for (int32_t n = 0; n < v_.patches(); ++n) {
       states_[n] = cover_.state(b, n);
@@ -77,10 +78,10 @@ class Gather {
       own_.row(row, wanted_);
       for (int32_t j = 0; j < v_.grid_w(); ++j, ++n) {
         if (keep) {
-          own_.write(j, TokenType::kFloat32, values_);
+          own_.write(j, {TokenType::kFloat32}, values_);
           shuffle_.keep(n, values_);
         }
-        if (states_[n] != Cover::kAll) own_.write(j, type_, token(n));
+        if (states_[n] != Cover::kAll) own_.write(j, sink(n), token(n));
       }
     }
   }
@@ -91,9 +92,9 @@ class Gather {
       for (int32_t j = 0; j < v_.grid_w(); ++j) wanted_[j] = states_[n + j] != Cover::kNone;
       partner_.row(row, wanted_);
       for (int32_t j = 0; j < v_.grid_w(); ++j, ++n) {
-        if (states_[n] == Cover::kAll) partner_.write(j, type_, token(n));
+        if (states_[n] == Cover::kAll) partner_.write(j, sink(n), token(n));
         if (states_[n] != Cover::kSome) continue;
-        partner_.write(j, TokenType::kFloat32, values_);
+        partner_.write(j, {TokenType::kFloat32}, values_);
         put(n, values_, cover_.elements(b, n, 0));
       }
     }
@@ -110,11 +111,14 @@ class Gather {
 
   void put(int32_t n, const float* values, const uint8_t* hidden) {
     if (states_[n] == Cover::kAll) {
-      convert_to(type_, values, v_.row_length(), 1.0f, -0.0f, token(n));  // as they are
+      convert_to(sink(n), values, v_.row_length(), 1.0f, -0.0f, token(n));  // as they are
     } else {
       merge_to(type_, values, hidden, v_.row_length(), token(n));
     }
   }
+
+  // What is filled in part is read again at once.
+  Sink sink(int32_t n) const { return {type_, streamed_ && states_[n] != Cover::kSome}; }
 
   uint8_t* token(int32_t n) const {
     return tokens_ + int64_t{n} * v_.row_length() * static_cast<int64_t>(token_size(type_));
@@ -132,6 +136,7 @@ class Gather {
   bool* wanted_;
   uint8_t* tokens_ = nullptr;
   TokenType type_ = TokenType::kFloat32;
+  bool streamed_ = false;
 };
 
 void masked_patch_gather(const Views& v, const Fill& f, int64_t begin, int64_t end, void* tokens,
@@ -141,10 +146,12 @@ void masked_patch_gather(const Views& v, const Fill& f, int64_t begin, int64_t e
   Gather(counted, v, f, shuffle);
   Parts parts(thread_scratch(counted.used()));
   Gather gather(parts, v, f, shuffle);
-  const int64_t image = int64_t{v.patches()} * v.row_length() * int64_t(token_size(type));
+  const int64_t size = v.row_length() * int64_t(token_size(type)), image = v.patches() * size;
+  const Sink sink{type, worth_streaming(tokens, size, v.count * v.patches())};
   for (int64_t b = begin; b < end; ++b) {
-    gather(b, static_cast<uint8_t*>(tokens) + b * image, type);
+    gather(b, static_cast<uint8_t*>(tokens) + b * image, sink);
   }
+  if (sink.streamed) end_streaming();
 }
 
 void visible_patch_gather(const Views& v, const bool* mask, const int32_t* cu_seqlens,
@@ -161,6 +168,7 @@ void visible_patch_gather(const Views& v, const bool* mask, const int32_t* cu_se
   Parts parts(thread_scratch(counted.used()));
   Work work(parts, v);
   const int64_t size = v.row_length() * int64_t(token_size(type));
+  const Sink sink{type, worth_streaming(tokens, size, cu_seqlens[v.count])};
   for (int64_t b = begin; b < end; ++b) {
     const uint8_t* hidden = reinterpret_cast<const uint8_t*>(mask) + b * v.patches();  // see flag()
     int64_t at = cu_seqlens[b];
@@ -170,11 +178,12 @@ void visible_patch_gather(const Views& v, const bool* mask, const int32_t* cu_se
       work.own.row(row, work.wanted);
       for (int32_t j = 0; j < v.grid_w(); ++j, ++n) {
         if (hidden[n]) continue;
-        work.own.write(j, type, static_cast<uint8_t*>(tokens) + at * size);
+        work.own.write(j, sink, static_cast<uint8_t*>(tokens) + at * size);
         ids[at++] = n;
       }
     }
   }
+  if (sink.streamed) end_streaming();
 }
 
 }  // namespace

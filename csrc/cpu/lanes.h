@@ -90,6 +90,61 @@ struct Float16 {
 };
 
 #ifdef __AVX2__
+// Sixteen numbers in whatever registers hold them: the same arithmetic, so the same bits.
+#ifdef __AVX512F__
+using Sixteen = __m512;
+
+// All lanes by a mask: gcc 12 warns of its own instructions without one.
+inline Sixteen load16(const uint8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm512_maskz_cvtepi32_ps(0xFFFF, _mm512_maskz_cvtepu8_epi32(0xFFFF, bytes));
+}
+inline Sixteen load16(const uint16_t* from) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_maskz_cvtepi32_ps(0xFFFF, _mm512_maskz_cvtepu16_epi32(0xFFFF, words));
+}
+inline Sixteen load16(const float* from) { return _mm512_loadu_ps(from); }
+inline void save16(float* to, Sixteen value) { _mm512_storeu_ps(to, value); }
+inline void stream16(float* to, Sixteen value) { _mm512_stream_ps(to, value); }
+inline Sixteen all16(float value) { return _mm512_set1_ps(value); }
+inline Sixteen times(Sixteen a, Sixteen b) { return _mm512_mul_ps(a, b); }
+inline Sixteen plus(Sixteen a, Sixteen b) { return _mm512_add_ps(a, b); }
+
+// Where `cells` is not 0: the value; elsewhere what stands there.
+inline void save16_where(const uint8_t* cells, float* to, Sixteen value) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(cells));
+  save16(to, _mm512_mask_mov_ps(load16(to), _mm_test_epi8_mask(bytes, bytes), value));
+}
+
+// As BFloat16::from. Without kNan the value is finite, infinite or the NaN that arithmetic makes,
+// which rounding leaves alone.
+template <bool kNan>
+inline __m256i pack16(BFloat16, Sixteen value) {
+#ifdef __AVX512BF16__
+  // The instruction takes subnormal numbers for 0, which is not what the others do.
+  if (__builtin_expect(_mm512_fpclass_ps_mask(value, 0x20) == 0, 1)) {
+    return (__m256i)_mm512_cvtneps_pbh(value);
+  }
+#endif
+  const __m512i bits = _mm512_castps_si512(value), one = _mm512_set1_epi32(1);
+  const __m512i odd = _mm512_and_si512(_mm512_maskz_srli_epi32(0xFFFF, bits, 16), one);
+  __m512i nearest = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+  if (kNan) {
+    const __m512i nan = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    nearest = _mm512_mask_mov_epi32(nearest, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), nan);
+  }
+  return _mm512_maskz_cvtepi32_epi16(0xFFFF, _mm512_maskz_srli_epi32(0xFFFF, nearest, 16));
+}
+
+template <bool kNan>
+inline __m256i pack16(Float16, Sixteen value) {
+  return _mm512_maskz_cvtps_ph(0xFFFF, value, _MM_FROUND_TO_NEAREST_INT);
+}
+#else
+struct Sixteen {
+  __m256 low, high;
+};
+
 inline __m256 load8(const uint8_t* from) {
   const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight));
@@ -99,6 +154,37 @@ inline __m256 load8(const uint16_t* from) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(eight));
 }
 inline __m256 load8(const float* from) { return _mm256_loadu_ps(from); }
+
+template <typename Number>
+inline Sixteen load16(const Number* from) {
+  return {load8(from), load8(from + 8)};
+}
+inline void save16(float* to, Sixteen value) {
+  _mm256_storeu_ps(to, value.low);
+  _mm256_storeu_ps(to + 8, value.high);
+}
+inline void stream16(float* to, Sixteen value) {
+  _mm256_stream_ps(to, value.low);
+  _mm256_stream_ps(to + 8, value.high);
+}
+inline Sixteen all16(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+inline Sixteen times(Sixteen a, Sixteen b) {
+  return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+}
+inline Sixteen plus(Sixteen a, Sixteen b) {
+  return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+
+// Where `cells` is not 0: the value; elsewhere what stands there.
+inline void save16_where(const uint8_t* cells, float* to, Sixteen value) {
+  const auto chosen = [](__m256 old, __m256 value, const uint8_t* eight) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(eight));
+    const __m256i set = _mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256());
+    return _mm256_blendv_ps(old, value, _mm256_castsi256_ps(set));
+  };
+  const Sixteen old = load16(to);
+  save16(to, {chosen(old.low, value.low, cells), chosen(old.high, value.high, cells + 8)});
+}
 
 // As BFloat16::from; the upper halves are the bits. Without kNan the value is finite, infinite or
 // the NaN that arithmetic makes, which rounding leaves alone.
@@ -115,67 +201,72 @@ inline __m256i nearest_bfloat16(__m256 value) {
 }
 
 template <bool kNan>
-inline __m256i pack16(BFloat16, __m256 a, __m256 b) {
-#ifdef __AVX512BF16__
-  // The instruction takes subnormal numbers for 0, which is not what the others do.
-  const int subnormal = _mm256_fpclass_ps_mask(a, 0x20) | _mm256_fpclass_ps_mask(b, 0x20);
-  if (__builtin_expect(subnormal == 0, 1)) {
-    return (__m256i)_mm512_cvtneps_pbh(_mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1));
-  }
-#endif
-  const __m256i low = _mm256_srli_epi32(nearest_bfloat16<kNan>(a), 16);
-  const __m256i high = _mm256_srli_epi32(nearest_bfloat16<kNan>(b), 16);
+inline __m256i pack16(BFloat16, Sixteen value) {
+  const __m256i low = _mm256_srli_epi32(nearest_bfloat16<kNan>(value.low), 16);
+  const __m256i high = _mm256_srli_epi32(nearest_bfloat16<kNan>(value.high), 16);
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xD8);
 }
 
 template <bool kNan>
-inline __m256i pack16(Float16, __m256 a, __m256 b) {
-  return _mm256_set_m128i(_mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT),
-                          _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
-}
-
-// Sixteen tokens; where `hidden` is given, those alone that it is not 0 for.
-template <bool kNan, typename Token>
-inline void store16(Token token, __m256 a, __m256 b, uint16_t* to, const uint8_t* hidden) {
-  __m256i* const place = reinterpret_cast<__m256i*>(to);
-  __m256i packed = pack16<kNan>(token, a, b);
-  if (hidden != nullptr) {
-    const __m128i cells = _mm_loadu_si128(reinterpret_cast<const __m128i*>(hidden));
-    const __m256i mask = _mm256_cmpgt_epi16(_mm256_cvtepu8_epi16(cells), _mm256_setzero_si256());
-    packed = _mm256_blendv_epi8(_mm256_loadu_si256(place), packed, mask);
-  }
-  _mm256_storeu_si256(place, packed);
-}
-
-template <bool kNan>
-inline void store16(Float32, __m256 a, __m256 b, float* to, const uint8_t* hidden) {
-  const auto put = [](__m256 value, float* at, const uint8_t* cells) {
-    if (cells != nullptr) {
-      const __m256i eight =
-          _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(cells)));
-      const __m256 mask =
-          _mm256_castsi256_ps(_mm256_cmpgt_epi32(eight, _mm256_setzero_si256()));
-      value = _mm256_blendv_ps(_mm256_loadu_ps(at), value, mask);
-    }
-    _mm256_storeu_ps(at, value);
-  };
-  put(a, to, hidden);
-  put(b, to + 8, hidden == nullptr ? nullptr : hidden + 8);
+inline __m256i pack16(Float16, Sixteen value) {
+  return _mm256_set_m128i(_mm256_cvtps_ph(value.high, _MM_FROUND_TO_NEAREST_INT),
+                          _mm256_cvtps_ph(value.low, _MM_FROUND_TO_NEAREST_INT));
 }
 #endif
 
+// Past the caches where kStreamed, which wants `to` at a multiple of 16 tokens' bytes.
+template <bool kStreamed, bool kNan, typename Token>
+inline void store16(Token token, Sixteen value, uint16_t* to) {
+  __m256i* const place = reinterpret_cast<__m256i*>(to);
+  const __m256i packed = pack16<kNan>(token, value);
+  kStreamed ? _mm256_stream_si256(place, packed) : _mm256_storeu_si256(place, packed);
+}
+template <bool kStreamed, bool kNan>
+inline void store16(Float32, Sixteen value, float* to) {
+  kStreamed ? stream16(to, value) : save16(to, value);
+}
+
+// Those alone that `cells` is not 0 for.
+template <bool kNan, typename Token>
+inline void store16_where(const uint8_t* cells, Token token, Sixteen value, uint16_t* to) {
+  __m256i* const place = reinterpret_cast<__m256i*>(to);
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(cells));
+  const __m256i set = _mm256_cmpgt_epi16(_mm256_cvtepu8_epi16(bytes), _mm256_setzero_si256());
+  const __m256i packed = pack16<kNan>(token, value);
+  _mm256_storeu_si256(place, _mm256_blendv_epi8(_mm256_loadu_si256(place), packed, set));
+}
+template <bool kNan>
+inline void store16_where(const uint8_t* cells, Float32, Sixteen value, float* to) {
+  save16_where(cells, to, value);
+}
+#endif
+
+// What is read next is not in the caches any more when a call has written so much; to leave them
+// out then saves the reading of every line before it is written. Measured: benchmarks/README.md.
+constexpr int64_t kStreamedBytes = 8 << 20;
+
+inline bool worth_streaming(const void* to, int64_t row_bytes, int64_t rows) {
+  return rows * row_bytes >= kStreamedBytes && row_bytes % 64 == 0 &&
+         reinterpret_cast<uintptr_t>(to) % 64 == 0;
+}
+
+// Streamed words are seen by other threads after this.
+inline void end_streaming() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}
+
 // out = pixels * scale + shift, n of them.
-template <typename Token, typename Pixel>
+template <typename Token, bool kStreamed = false, typename Pixel>
 inline void convert(const Pixel* __restrict pixels, int32_t n, float scale, float shift,
                     typename Token::Bits* __restrict out) {
   int32_t i = 0;
 #ifdef __AVX2__
   constexpr bool kNan = Pixel(0.5f) != 0;  // a float may be one; scale and shift are finite
-  const __m256 times = _mm256_set1_ps(scale), plus = _mm256_set1_ps(shift);
+  const Sixteen scales = all16(scale), shifts = all16(shift);
   for (; i + 16 <= n; i += 16) {
-    store16<kNan>(Token{}, _mm256_add_ps(_mm256_mul_ps(load8(pixels + i), times), plus),
-                  _mm256_add_ps(_mm256_mul_ps(load8(pixels + i + 8), times), plus), out + i,
-                  nullptr);
+    store16<kStreamed, kNan>(Token{}, plus(times(load16(pixels + i), scales), shifts), out + i);
   }
 #endif
   for (; i < n; ++i) out[i] = Token::from(static_cast<float>(pixels[i]) * scale + shift);
@@ -188,7 +279,7 @@ inline void merge(const float* __restrict values, const uint8_t* __restrict hidd
   int32_t i = 0;
 #ifdef __AVX2__
   for (; i + 16 <= n; i += 16) {
-    store16<true>(Token{}, load8(values + i), load8(values + i + 8), out + i, hidden + i);
+    store16_where<true>(hidden + i, Token{}, load16(values + i), out + i);
   }
 #endif
   for (; i < n; ++i) {

@@ -100,7 +100,7 @@ class Loss {
  private:
   void one_patch(int64_t b, int32_t n, int32_t column, const uint8_t* predicted, uint8_t* slopes,
                  TokenType type) {
-    own_.write(column, TokenType::kFloat32, target_);
+    own_.write(column, {TokenType::kFloat32}, target_);
     if (law_.normalise_patches) normalise(target_, v_.row_length());
     const uint8_t* const hidden = cover_.elements(b, n, 0);
     const auto follow = [&](auto token) {

@@ -2,27 +2,44 @@
 // otherwise. Internal to kernels_body.h.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/resample.h"
 
 namespace spcxr {
 namespace SPCXR_ISA {
 namespace {
 
+// Where tokens go: their type, and whether past the caches.
+struct Sink {
+  TokenType type;
+  bool streamed = false;
+};
+
+// Calls with a pointer of the token's type, and whether to stream.
+template <typename Work>
+void with_sink(Sink sink, void* tokens, const Work& work) {
+  with_type(sink.type, tokens, [&](auto token, auto* out) {
+    sink.streamed ? work(token, std::true_type{}, out) : work(token, std::false_type{}, out);
+  });
+}
+
 template <typename Pixel>
-void convert_to(TokenType type, const Pixel* pixels, int32_t n, float scale, float shift,
+void convert_to(Sink sink, const Pixel* pixels, int32_t n, float scale, float shift,
                 void* tokens) {
-  with_type(type, tokens, [&](auto token, auto* out) {
-    convert<decltype(token)>(pixels, n, scale, shift, out);
+  with_sink(sink, tokens, [&](auto token, auto streamed, auto* out) {
+    convert<decltype(token), decltype(streamed)::value>(pixels, n, scale, shift, out);
   });
 }
 
 // Rows of 16 pixels, `count` of them.
 template <typename Pixel>
-void convert_rows16(TokenType type, const Pixel* pixels, int64_t stride, int32_t count, float scale,
+void convert_rows16(Sink sink, const Pixel* pixels, int64_t stride, int32_t count, float scale,
                     float shift, void* tokens) {
-  with_type(type, tokens, [&](auto token, auto* out) {
+  with_sink(sink, tokens, [&](auto token, auto streamed, auto* out) {
     for (int32_t r = 0; r < count; ++r) {
-      convert<decltype(token)>(pixels + r * stride, 16, scale, shift, out + r * 16);
+      convert<decltype(token), decltype(streamed)::value>(pixels + r * stride, 16, scale, shift,
+                                                          out + r * 16);
     }
   });
 }
@@ -82,30 +99,30 @@ class Patches {
   }
 
   // [C * P * P] values of one of them.
-  void write(int32_t patch_column, TokenType type, void* out) const {
+  void write(int32_t patch_column, Sink sink, void* out) const {
     if (!whole_) {
-      convert_to(type, bench_.strips + patch_column * Resampler::slot(v_), v_.row_length(),
+      convert_to(sink, bench_.strips + patch_column * Resampler::slot(v_), v_.row_length(),
                  v_.scale[b_], v_.shift[b_], out);
     } else if (v_.pixel_type == PixelType::kUInt8) {
-      copy<uint8_t>(patch_column, type, out);
+      copy<uint8_t>(patch_column, sink, out);
     } else if (v_.pixel_type == PixelType::kUInt16) {
-      copy<uint16_t>(patch_column, type, out);
+      copy<uint16_t>(patch_column, sink, out);
     } else {
-      copy<float>(patch_column, type, out);
+      copy<float>(patch_column, sink, out);
     }
   }
 
  private:
   template <typename Pixel>
-  void copy(int32_t patch_column, TokenType type, void* out) const {
+  void copy(int32_t patch_column, Sink sink, void* out) const {
     const float scale = v_.scale[b_], shift = v_.shift[b_];
     const Pixel* from = static_cast<const Pixel*>(v_.pixels) + b_ * v_.image_stride +
                         patch_row_ * v_.patch * v_.row_stride + patch_column * v_.patch;
     if (v_.patch == 16) {
       uint8_t* const bytes = static_cast<uint8_t*>(out);
       for (int32_t c = 0; c < v_.channels; ++c, from += v_.channel_stride) {
-        convert_rows16(type, from, v_.row_stride, 16, scale, shift,
-                       bytes + c * 256 * token_size(type));
+        convert_rows16(sink, from, v_.row_stride, 16, scale, shift,
+                       bytes + c * 256 * token_size(sink.type));
       }
       return;
     }
@@ -113,7 +130,7 @@ class Patches {
     for (int32_t c = 0; c < v_.channels; ++c, from += v_.channel_stride) {
       copy_square(from, v_.row_stride, v_.patch, cut + c * v_.patch * v_.patch, v_.patch);
     }
-    convert_to(type, cut, v_.row_length(), scale, shift, out);
+    convert_to(sink, cut, v_.row_length(), scale, shift, out);
   }
 
   const Views& v_;
@@ -123,6 +140,8 @@ class Patches {
   int32_t patch_row_ = 0;
   bool whole_ = false;
 };
+
+typedef uint8_t Sixteen8 __attribute__((vector_size(16), aligned(1), may_alias));
 
 // What of each patch a mask hides. A mask of one cell a patch and one of one cell a pixel look alike
 // from here.
@@ -137,22 +156,25 @@ class Cover {
     if (mask_ == nullptr) return kNone;
     if (unit_ == v_.patch) return flag(mask_, b * v_.patches() + patch) ? kAll : kNone;
     const uint8_t* cells = first(b, patch);
-    // The upper bit of a byte: whether anything is in it. Cells are 0 or not, see flag().
-    constexpr uint64_t kUpper = 0x8080808080808080u;
-    uint64_t some = 0, all = kUpper, eight;
+    Sixteen8 some{}, all = some - 1;  // any bit of a cell; the least cell
+    uint8_t more = 0, less = 255;
     for (int32_t r = 0; r < v_.patch; ++r, cells += v_.out_w) {
       int32_t j = 0;
-      for (; j + 8 <= v_.patch; j += 8) {
-        std::memcpy(&eight, cells + j, 8);
-        some |= eight;
-        all &= ((eight & ~kUpper) + ~kUpper) | eight;
+      for (; j + 16 <= v_.patch; j += 16) {
+        const Sixteen8 here = *reinterpret_cast<const Sixteen8*>(cells + j);
+        some |= here;
+        all = here < all ? here : all;
       }
       for (; j < v_.patch; ++j) {
-        some |= cells[j];
-        if (cells[j] == 0) all = 0;
+        more |= cells[j];
+        less = cells[j] < less ? cells[j] : less;
       }
     }
-    return some == 0 ? kNone : all == kUpper ? kAll : kSome;
+    for (int i = 0; i < 16; ++i) {
+      more |= some[i];
+      less = all[i] < less ? all[i] : less;
+    }
+    return more == 0 ? kNone : less != 0 ? kAll : kSome;
   }
 
   // Not 0 for every hidden element of the patch, after `ahead` < 4 bytes of 0 and with 4 more behind.
