@@ -204,32 +204,86 @@ std::tuple<Tensor, Tensor, Tensor> visible_patch_gather_on_cpu(
   return {tokens, ids, starts};
 }
 
-std::tuple<Tensor, Tensor> masked_reconstruction_loss_on_cpu(
+// What a loss call is made of, on either device.
+struct LossCall {
+  Views views;
+  int32_t unit;
+  TokenType type;
+  LossLaw law;
+  Tensor rows, slope, loss, weight;
+
+  void* slopes() const { return slope.numel() == 0 ? nullptr : slope.data_ptr(); }
+};
+
+LossCall prepare(const Tensor& predicted, const Views& views, const Tensor& mask,
+                 const Tensor& pixels, bool squared, bool normalise_patches, bool needs_gradient) {
+  const Tensor rows = torch::stable::contiguous(predicted);
+  const std::vector<int64_t> shape{views.count, views.patches(), views.row_length()};
+  expect(rows, "predictions", predicted.scalar_type(), shape, pixels);
+  return {views,
+          unit_of(views, mask, pixels),
+          token_type(predicted.scalar_type()),
+          {squared ? Distance::kMSE : Distance::kL1, normalise_patches},
+          rows,
+          torch::stable::new_empty(rows, needs_gradient ? shape : std::vector<int64_t>{0},
+                                   squared ? rows.scalar_type() : ScalarType::Char),
+          torch::stable::new_empty(pixels, {}, ScalarType::Float),
+          torch::stable::new_empty(pixels, {}, ScalarType::Float)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> masked_reconstruction_loss_on_cpu(
     Tensor predicted, Tensor pixels, MaybeTensor boxes, MaybeTensor flip, Tensor scale,
     Tensor shift, std::vector<int64_t> size, int64_t patch, Tensor mask, bool squared,
     bool normalise_patches, bool needs_gradient) {
   const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
-  const int32_t unit = unit_of(views, mask, pixels);
-  const auto type = token_type(predicted.scalar_type());
-  const Tensor rows = torch::stable::contiguous(predicted);
-  expect(rows, "predictions", predicted.scalar_type(),
-         {views.count, views.patches(), views.row_length()}, pixels);
-  const int64_t hidden =
-      count_hidden_cpu(views, data<bool>(mask), unit, 0, views.count);
-  const LossLaw law{squared ? Distance::kMSE : Distance::kL1,
-                           normalise_patches, hidden ? 1.0f / static_cast<float>(hidden) : 0.0f};
-  Tensor gradient = needs_gradient ? torch::stable::empty_like(rows)
-                                   : torch::stable::new_empty(rows, {0}, rows.scalar_type());
+  const auto call =
+      prepare(predicted, views, mask, pixels, squared, normalise_patches, needs_gradient);
   std::vector<double> sums(static_cast<size_t>(views.count));
+  std::vector<int64_t> counts(sums.size());
   torch::stable::parallel_for(0, views.count, 1, [&](int64_t begin, int64_t end) {
-    masked_reconstruction_loss_cpu(views, data<bool>(mask), unit, rows.data_ptr(), type, law,
-                                          begin, end, sums.data(),
-                                          needs_gradient ? gradient.data_ptr() : nullptr);
+    masked_reconstruction_loss_cpu(views, data<bool>(mask), call.unit, call.rows.data_ptr(),
+                                   call.type, call.law, begin, end, sums.data(), counts.data(),
+                                   call.slopes());
   });
-  Tensor loss = torch::stable::new_empty(pixels, {}, ScalarType::Float);
-  *static_cast<float*>(loss.data_ptr()) =
-      static_cast<float>(std::accumulate(sums.begin(), sums.end(), 0.0));
-  return {loss, gradient};
+  const int64_t hidden = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  const double share = 1 / static_cast<double>(std::max<int64_t>(hidden, 1));
+  *static_cast<float*>(call.loss.data_ptr()) =
+      static_cast<float>(std::accumulate(sums.begin(), sums.end(), 0.0) * share);
+  *static_cast<float*>(call.weight.data_ptr()) =
+      static_cast<float>(slope_weight(call.law.distance) * share);
+  return {call.loss, call.slope, call.weight};
+}
+
+// The gradient to be, of the slopes' shape, and whether those are signs.
+struct GradientCall {
+  Tensor slope, gradient;
+  bool signs;
+  TokenType type;
+};
+
+GradientCall prepare(const Tensor& slope, const Tensor& factor, ScalarType dtype) {
+  expect(factor, "factor", ScalarType::Float, {}, slope);
+  const bool signs = slope.scalar_type() == ScalarType::Char;
+  STD_TORCH_CHECK(signs || slope.scalar_type() == dtype,
+                  "reconstruction_gradient: slopes are int8 or of the gradient's type");
+  const Tensor rows = torch::stable::contiguous(slope);
+  std::vector<int64_t> shape(static_cast<size_t>(rows.dim()));
+  for (size_t i = 0; i < shape.size(); ++i) shape[i] = rows.size(static_cast<int64_t>(i));
+  return {rows, torch::stable::new_empty(rows, shape, dtype), signs, token_type(dtype)};
+}
+
+Tensor reconstruction_gradient_on_cpu(Tensor slope, Tensor factor, ScalarType dtype) {
+  const auto call = prepare(slope, factor, dtype);
+  const int64_t count = call.slope.numel(), step = 1 << 15;
+  const int64_t slope_bytes = call.signs ? 1 : element_size(dtype);
+  torch::stable::parallel_for(0, (count + step - 1) / step, 1, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * step;
+    reconstruction_gradient_cpu(
+        static_cast<const char*>(call.slope.data_ptr()) + first * slope_bytes, call.signs,
+        *data<float>(factor), std::min(end * step, count) - first,
+        static_cast<char*>(call.gradient.data_ptr()) + first * element_size(dtype), call.type);
+  });
+  return call.gradient;
 }
 
 }  // namespace
@@ -250,7 +304,8 @@ STABLE_TORCH_LIBRARY(spcxr, m) {
         "Tensor cu_seqlens)");
   m.def("masked_reconstruction_loss(Tensor predicted, " SPCXR_VIEWS
         "Tensor mask, bool squared, bool normalise_patches, bool needs_gradient) -> "
-        "(Tensor loss, Tensor gradient)");
+        "(Tensor loss, Tensor slope, Tensor weight)");
+  m.def("reconstruction_gradient(Tensor slope, Tensor factor, ScalarType dtype) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(spcxr, CPU, m) {
@@ -258,6 +313,7 @@ STABLE_TORCH_LIBRARY_IMPL(spcxr, CPU, m) {
   m.impl("masked_patch_gather", TORCH_BOX(&masked_patch_gather_on_cpu));
   m.impl("visible_patch_gather", TORCH_BOX(&visible_patch_gather_on_cpu));
   m.impl("masked_reconstruction_loss", TORCH_BOX(&masked_reconstruction_loss_on_cpu));
+  m.impl("reconstruction_gradient", TORCH_BOX(&reconstruction_gradient_on_cpu));
 }
 
 #ifdef SPCXR_CUDA
@@ -310,27 +366,29 @@ std::tuple<Tensor, Tensor, Tensor> visible_patch_gather_on_cuda(
   return {tokens, ids, starts};
 }
 
-std::tuple<Tensor, Tensor> masked_reconstruction_loss_on_cuda(
+std::tuple<Tensor, Tensor, Tensor> masked_reconstruction_loss_on_cuda(
     Tensor predicted, Tensor pixels, MaybeTensor boxes, MaybeTensor flip, Tensor scale,
     Tensor shift, std::vector<int64_t> size, int64_t patch, Tensor mask, bool squared,
     bool normalise_patches, bool needs_gradient) {
   const torch::stable::accelerator::DeviceGuard guard(pixels.get_device_index());
   const auto views = views_of(pixels, boxes, flip, scale, shift, size, patch);
-  const int32_t unit = unit_of(views, mask, pixels);
-  const Tensor rows = torch::stable::contiguous(predicted);
-  expect(rows, "predictions", predicted.scalar_type(),
-         {views.count, views.patches(), views.row_length()}, pixels);
-  Tensor gradient = needs_gradient ? torch::stable::empty_like(rows)
-                                   : torch::stable::new_empty(rows, {0}, rows.scalar_type());
-  Tensor loss = torch::stable::new_empty(pixels, {}, ScalarType::Float);
+  const auto call =
+      prepare(predicted, views, mask, pixels, squared, normalise_patches, needs_gradient);
   Tensor scratch = torch::stable::new_empty(pixels, {2 * views.count}, ScalarType::Double);
-  const LossLaw law{squared ? Distance::kMSE : Distance::kL1,
-                           normalise_patches, 0.0f};
   check(masked_reconstruction_loss_cuda(
-      views, data<bool>(mask), unit, rows.data_ptr(), token_type(rows.scalar_type()), law,
-      static_cast<double*>(scratch.data_ptr()), static_cast<float*>(loss.data_ptr()),
-      needs_gradient ? gradient.data_ptr() : nullptr, current_stream(pixels)));
-  return {loss, gradient};
+      views, data<bool>(mask), call.unit, call.rows.data_ptr(), call.type, call.law,
+      static_cast<double*>(scratch.data_ptr()), static_cast<float*>(call.loss.data_ptr()),
+      static_cast<float*>(call.weight.data_ptr()), call.slopes(), current_stream(pixels)));
+  return {call.loss, call.slope, call.weight};
+}
+
+Tensor reconstruction_gradient_on_cuda(Tensor slope, Tensor factor, ScalarType dtype) {
+  const torch::stable::accelerator::DeviceGuard guard(slope.get_device_index());
+  const auto call = prepare(slope, factor, dtype);
+  check(reconstruction_gradient_cuda(call.slope.data_ptr(), call.signs, data<float>(factor),
+                                     call.slope.numel(), call.gradient.data_ptr(), call.type,
+                                     current_stream(slope)));
+  return call.gradient;
 }
 
 }  // namespace
@@ -340,5 +398,6 @@ STABLE_TORCH_LIBRARY_IMPL(spcxr, CUDA, m) {
   m.impl("masked_patch_gather", TORCH_BOX(&masked_patch_gather_on_cuda));
   m.impl("visible_patch_gather", TORCH_BOX(&visible_patch_gather_on_cuda));
   m.impl("masked_reconstruction_loss", TORCH_BOX(&masked_reconstruction_loss_on_cuda));
+  m.impl("reconstruction_gradient", TORCH_BOX(&reconstruction_gradient_on_cuda));
 }
 #endif

@@ -1,4 +1,4 @@
-"""masked_reconstruction_loss in Triton: target, distance and gradient of a patch in one program.
+"""masked_reconstruction_loss in Triton: target, distances and slopes of a patch in one program.
 
 Each patch leaves one partial sum; a second kernel adds them in a fixed order: no atomics, the same
 bits in every run.
@@ -54,32 +54,23 @@ def _patch_moments(v, mask, image, n, UNIT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _weight(hidden_cells, elements: tl.constexpr):
-    """1 / the number of hidden elements; 1 where nothing is hidden."""
-    count = tl.maximum(tl.load(hidden_cells) * elements, 1)
-    return tl.div_rn(tl.full((), 1.0, tl.float32), count.to(tl.float32))
-
-
-@triton.jit
 def loss_kernel(
     partial,
-    gradient,
+    slopes,
     predicted,
     v,
     mask,
-    hidden_cells,
     UNIT: tl.constexpr,
     SQUARED: tl.constexpr,
     NORMALISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program ``b * N + n``: the sum over a patch, not weighted, and its gradient, weighted."""
+    """Program ``b * N + n``: the sum over a patch and its slopes, neither weighted."""
     length: tl.constexpr = v.channels * v.patch * v.patch
     patches: tl.constexpr = v.grid_h * v.grid_w
     image = (tl.program_id(0) // patches).to(tl.int64)
     n = tl.program_id(0) % patches
     start = tl.program_id(0).to(tl.int64) * length
-    weight = _weight(hidden_cells, UNIT * UNIT * v.channels)
     if NORMALISE:
         mean, deviation = _patch_moments(v, mask, image, n, UNIT, BLOCK)
     total = tl.full((), 0.0, tl.float32)
@@ -95,32 +86,42 @@ def loss_kernel(
             error = tl.where(hidden, guess - clean, 0.0)
             if SQUARED:
                 total += tl.sum(error * error, 0)
-                slope = 2 * error
+                slope = error
             else:
                 total += tl.sum(tl.abs(error), 0)
                 slope = (error > 0).to(tl.float32) - (error < 0).to(tl.float32)
-        if gradient is not None:
-            made = (slope * weight).to(predicted.dtype.element_ty)
-            tl.store(gradient + place, made, mask=inside)
+        if slopes is not None:
+            tl.store(slopes + place, slope.to(slopes.dtype.element_ty), mask=inside)
     tl.store(partial + tl.program_id(0), total)
 
 
 @triton.jit
-def sum_kernel(loss, partial, count, hidden_cells, ELEMENTS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program: the partial sums in float64, a fixed share a lane, then the weight."""
+def mean_kernel(
+    loss,
+    weight,
+    partial,
+    count,
+    hidden_cells,
+    ELEMENTS: tl.constexpr,
+    SQUARED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: the partial sums in float64, a fixed share a lane, and their mean; what a slope
+    weighs in the gradient."""
     total = tl.zeros((BLOCK,), tl.float64)
     first = tl.full((), 0, tl.int32)
     while first < count:  # the interpreter cannot take range() of a tensor
         place = first + tl.arange(0, BLOCK)
         total += tl.load(partial + place, mask=place < count, other=0).to(tl.float64)
         first += BLOCK
-    weight = _weight(hidden_cells, ELEMENTS).to(tl.float64)
-    tl.store(loss, (tl.sum(total, 0) * weight).to(tl.float32))
+    hidden = tl.maximum(tl.load(hidden_cells) * ELEMENTS, 1).to(tl.float64)
+    tl.store(loss, (tl.sum(total, 0) / hidden).to(tl.float32))
+    tl.store(weight, ((2.0 if SQUARED else 1.0) / hidden).to(tl.float32))
 
 
 def masked_reconstruction_loss(
     predicted: torch.Tensor, *words: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``torch.ops.spcxr.masked_reconstruction_loss`` in Triton.
 
     ``words`` are the op's further arguments: those of `views_of`, mask, squared,
@@ -129,8 +130,9 @@ def masked_reconstruction_loss(
     pixels, size = words[0], words[5]
     mask, squared, normalise_patches, needs_gradient = words[7:]
     predicted = predicted.contiguous()
-    loss = predicted.new_zeros((), dtype=torch.float32)
-    gradient = torch.empty_like(predicted) if needs_gradient else None
+    loss, weight = (predicted.new_zeros((), dtype=torch.float32) for _ in range(2))
+    kept = predicted.dtype if squared else torch.int8
+    slopes = torch.empty_like(predicted, dtype=kept) if needs_gradient else None
     count, length = predicted.shape[0] * predicted.shape[1], predicted.shape[2]
     if count:
         v = views_of(*words[:7])
@@ -143,15 +145,15 @@ def masked_reconstruction_loss(
         with torch.cuda.device_of(predicted):  # Triton launches on the current device
             loss_kernel[(count,)](
                 partial,
-                gradient,
+                slopes,
                 predicted,
                 v,
                 bytes_of(mask),
-                hidden_cells,
                 *law,
                 num_warps=warps,
                 **EXACT,
             )
             elements = unit * unit * pixels.shape[1]
-            sum_kernel[(1,)](loss, partial, count, hidden_cells, elements, SUM_BLOCK, **EXACT)
-    return loss, predicted.new_empty(0) if gradient is None else gradient
+            rest = (hidden_cells, elements, squared, SUM_BLOCK)
+            mean_kernel[(1,)](loss, weight, partial, count, *rest, **EXACT)
+    return loss, predicted.new_empty(0, dtype=kept) if slopes is None else slopes, weight

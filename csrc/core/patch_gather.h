@@ -22,18 +22,19 @@ void visible_patch_gather_cpu(const Views& views, const bool* mask, const int32_
 struct LossLaw {
   Distance distance;
   bool normalise_patches;
-  float weight;  // of one hidden element: 1 / their number
 };
 
-// The number of hidden elements of images [begin, end): pixels times channels.
-int64_t count_hidden_cpu(const Views& views, const bool* mask, int32_t unit, int64_t begin,
-                         int64_t end);
-
-// Adds nothing up over images: sums [B] (double) gets each image's weighted loss. predicted and
-// gradient [B, N, C*P*P] are of `type`; gradient (null: not wanted) is d loss / d predicted.
+// Adds nothing up over images: sums and counts [B] get each image's distances and the number of its
+// hidden elements (pixels times channels). predicted [B, N, C*P*P] is of `type`; slope (null: not
+// wanted) has its shape: int8 signs of kL1, errors of `type` of kMSE, 0 where not hidden.
 void masked_reconstruction_loss_cpu(const Views& views, const bool* mask, int32_t unit,
                                     const void* predicted, TokenType type, const LossLaw& law,
-                                    int64_t begin, int64_t end, double* sums, void* gradient);
+                                    int64_t begin, int64_t end, double* sums, int64_t* counts,
+                                    void* slope);
+
+// gradient = slope * factor, `count` of them; the slopes are int8 or of the gradient's type.
+void reconstruction_gradient_cpu(const void* slope, bool signs, float factor, int64_t count,
+                                 void* gradient, TokenType type);
 
 // The instruction set that serves: portable, avx2, avx512 or avx512_bf16. SPCXR_CPU_ISA, read once,
 // asks for a lesser one; null when it names one this CPU or this build does not have.
@@ -48,11 +49,15 @@ const char* masked_patch_gather_cuda(const Views& views, const Fill& fill, void*
 const char* visible_patch_gather_cuda(const Views& views, const bool* mask, int64_t rows,
                                       void* tokens, TokenType type, int32_t* ids,
                                       int32_t* cu_seqlens, void* cuda_stream);
-// loss [1] float32; `scratch` holds 2 * B doubles (sums and counts of the images). law.weight is
-// not read: the number of hidden elements is counted on the device.
+// loss and weight [1] float32: the mean distance, and what times slope is its gradient; `scratch`
+// holds 2 * B doubles (sums and counts of the images).
 const char* masked_reconstruction_loss_cuda(const Views& views, const bool* mask, int32_t unit,
                                             const void* predicted, TokenType type,
                                             const LossLaw& law, double* scratch, float* loss,
-                                            void* gradient, void* cuda_stream);
+                                            float* weight, void* slope, void* cuda_stream);
+// factor [1] float32 stands on the device.
+const char* reconstruction_gradient_cuda(const void* slope, bool signs, const float* factor,
+                                         int64_t count, void* gradient, TokenType type,
+                                         void* cuda_stream);
 
 }  // namespace spcxr

@@ -165,7 +165,8 @@ SPCXR_HD float noise_value(const Views& v, const Fill& f, int64_t b, int32_t pat
   return index & 1 ? pair.second : pair.first;
 }
 
-// The loss of one hidden element, and its derivative by the prediction.
+// The loss of one hidden element, and what of its derivative by the prediction is kept for the
+// backward pass: the error's sign, or the error. `slope_weight` of it is the derivative.
 enum class Distance : int32_t { kL1, kMSE };
 
 SPCXR_HD float loss_value(Distance d, float error) {
@@ -173,8 +174,10 @@ SPCXR_HD float loss_value(Distance d, float error) {
 }
 
 SPCXR_HD float loss_slope(Distance d, float error) {
-  return d == Distance::kMSE ? 2 * error : static_cast<float>((error > 0) - (error < 0));
+  return d == Distance::kMSE ? error : static_cast<float>((error > 0) - (error < 0));
 }
+
+SPCXR_HD double slope_weight(Distance d) { return d == Distance::kMSE ? 2 : 1; }
 
 // Per-patch normalisation of the target (MAE): unbiased variance plus this.
 constexpr float kPatchVarianceFloor = 1e-6f;

@@ -15,7 +15,10 @@ struct Kernels {
                                int32_t* ids);
   void (*masked_reconstruction_loss)(const Views& views, const bool* mask, int32_t unit,
                                      const void* predicted, TokenType type, const LossLaw& law,
-                                     int64_t begin, int64_t end, double* sums, void* gradient);
+                                     int64_t begin, int64_t end, double* sums, int64_t* counts,
+                                     void* slope);
+  void (*reconstruction_gradient)(const void* slope, bool signs, float factor, int64_t count,
+                                  void* gradient, TokenType type);
 };
 
 namespace portable {

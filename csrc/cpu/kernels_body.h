@@ -194,6 +194,7 @@ void visible_patch_gather(const Views& v, const bool* mask, const int32_t* cu_se
 
 namespace spcxr {
 namespace SPCXR_ISA {
-const Kernels kernels{masked_patch_gather, visible_patch_gather, masked_reconstruction_loss};
+const Kernels kernels{masked_patch_gather, visible_patch_gather, masked_reconstruction_loss,
+                      reconstruction_gradient};
 }
 }  // namespace spcxr

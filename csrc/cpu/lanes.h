@@ -89,6 +89,12 @@ struct Float16 {
   }
 };
 
+// The sign of a number, or 0.
+struct Sign {
+  using Bits = int8_t;
+  static Bits from(float value) { return static_cast<Bits>(value); }
+};
+
 #ifdef __AVX2__
 // Sixteen numbers in whatever registers hold them: the same arithmetic, so the same bits.
 #ifdef __AVX512F__
@@ -98,6 +104,10 @@ using Sixteen = __m512;
 inline Sixteen load16(const uint8_t* from) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return _mm512_maskz_cvtepi32_ps(0xFFFF, _mm512_maskz_cvtepu8_epi32(0xFFFF, bytes));
+}
+inline Sixteen load16(const int8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm512_maskz_cvtepi32_ps(0xFFFF, _mm512_maskz_cvtepi8_epi32(0xFFFF, bytes));
 }
 inline Sixteen load16(const uint16_t* from) {
   const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -148,6 +158,10 @@ struct Sixteen {
 inline __m256 load8(const uint8_t* from) {
   const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight));
+}
+inline __m256 load8(const int8_t* from) {
+  const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight));
 }
 inline __m256 load8(const uint16_t* from) {
   const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
@@ -259,9 +273,9 @@ inline void end_streaming() {
 
 // out = pixels * scale + shift, n of them.
 template <typename Token, bool kStreamed = false, typename Pixel>
-inline void convert(const Pixel* __restrict pixels, int32_t n, float scale, float shift,
+inline void convert(const Pixel* __restrict pixels, int64_t n, float scale, float shift,
                     typename Token::Bits* __restrict out) {
-  int32_t i = 0;
+  int64_t i = 0;
 #ifdef __AVX2__
   constexpr bool kNan = Pixel(0.5f) != 0;  // a float may be one; scale and shift are finite
   const Sixteen scales = all16(scale), shifts = all16(shift);

@@ -34,30 +34,32 @@ inline void normalise(float* target, int32_t n) {
   for (int32_t i = 0; i < n; ++i) target[i] = static_cast<float>((target[i] - mean) * inverse);
 }
 
+// What a distance keeps of an element for the backward pass, as a token type.
+template <Distance distance, typename Token>
+using Kept = std::conditional_t<distance == Distance::kL1, Sign, Token>;
+
 // The loss of every element, 0 where not hidden, takes the target's place; its slope is written.
-template <typename Token, Distance distance>
+template <Distance distance, typename Token>
 void compare(const typename Token::Bits* __restrict predicted, const uint8_t* __restrict hidden,
-             int32_t n, float weight, float* __restrict target,
-             typename Token::Bits* __restrict gradient) {
+             int32_t n, float* __restrict target,
+             typename Kept<distance, Token>::Bits* __restrict slopes) {
   for (int32_t i = 0; i < n; ++i) {
     const float error = Token::to(predicted[i]) - target[i];
-    const float loss = loss_value(distance, error);
-    const float slope = weight * loss_slope(distance, error);
+    const float loss = loss_value(distance, error), slope = loss_slope(distance, error);
     target[i] = hidden[i] ? loss : 0.0f;
-    if (gradient != nullptr) gradient[i] = Token::from(hidden[i] ? slope : 0.0f);
+    if (slopes != nullptr) slopes[i] = Kept<distance, Token>::from(hidden[i] ? slope : 0.0f);
   }
 }
 
 template <typename Token>
 void compare(Distance distance, const void* predicted, const uint8_t* hidden, int32_t n,
-             float weight, float* target, void* gradient) {
-  using Bits = typename Token::Bits;
-  const Bits* const p = static_cast<const Bits*>(predicted);
-  Bits* const g = static_cast<Bits*>(gradient);
+             float* target, void* slopes) {
+  const auto* const p = static_cast<const typename Token::Bits*>(predicted);
   if (distance == Distance::kL1) {
-    compare<Token, Distance::kL1>(p, hidden, n, weight, target, g);
+    compare<Distance::kL1, Token>(p, hidden, n, target, static_cast<Sign::Bits*>(slopes));
   } else {
-    compare<Token, Distance::kMSE>(p, hidden, n, weight, target, g);
+    compare<Distance::kMSE, Token>(p, hidden, n, target,
+                                   static_cast<typename Token::Bits*>(slopes));
   }
 }
 
@@ -73,10 +75,17 @@ class Loss {
         states_(parts.take<Cover::State>(views.grid_w())),
         wanted_(parts.take<bool>(views.grid_w())) {}
 
-  // predicted and gradient are the image's.
-  double operator()(int64_t b, const uint8_t* predicted, uint8_t* gradient, TokenType type) {
+  struct Sum {
+    double distance;
+    int64_t hidden;
+  };
+
+  // predicted and slopes are the image's.
+  Sum operator()(int64_t b, const uint8_t* predicted, uint8_t* slopes, TokenType type) {
     Lanes total;
+    int64_t hidden = 0;
     const int64_t size = v_.row_length() * int64_t(token_size(type));
+    const int64_t kept = v_.row_length() * kept_size(law_, type);
     own_.open(b);
     for (int32_t row = 0, n = 0; row < v_.grid_h(); ++row) {
       for (int32_t j = 0; j < v_.grid_w(); ++j) {
@@ -85,31 +94,36 @@ class Loss {
       }
       own_.row(row, wanted_);
       for (int32_t j = 0; j < v_.grid_w(); ++j, ++n) {
-        uint8_t* const slopes = gradient == nullptr ? nullptr : gradient + n * size;
+        uint8_t* const here = slopes == nullptr ? nullptr : slopes + n * kept;
         if (wanted_[j]) {
-          one_patch(b, n, j, predicted + n * size, slopes, type);
+          hidden += one_patch(b, n, j, predicted + n * size, here, type);
           total.add(v_.row_length(), [&](int32_t i) { return static_cast<double>(target_[i]); });
-        } else if (slopes != nullptr) {
-          std::memset(slopes, 0, size_t(size));
+        } else if (here != nullptr) {
+          std::memset(here, 0, size_t(kept));
         }
       }
     }
-    return total.sum() * static_cast<double>(law_.weight);
+    return {total.sum(), hidden};
+  }
+
+  static int64_t kept_size(const LossLaw& law, TokenType type) {
+    return law.distance == Distance::kL1 ? 1 : int64_t(token_size(type));
   }
 
  private:
-  void one_patch(int64_t b, int32_t n, int32_t column, const uint8_t* predicted, uint8_t* slopes,
-                 TokenType type) {
+  // How many of its elements are hidden.
+  int32_t one_patch(int64_t b, int32_t n, int32_t column, const uint8_t* predicted,
+                    uint8_t* slopes, TokenType type) {
     own_.write(column, {TokenType::kFloat32}, target_);
     if (law_.normalise_patches) normalise(target_, v_.row_length());
     const uint8_t* const hidden = cover_.elements(b, n, 0);
-    const auto follow = [&](auto token) {
-      compare<decltype(token)>(law_.distance, predicted, hidden, v_.row_length(), law_.weight,
-                               target_, slopes);
-    };
-    if (type == TokenType::kFloat32) return follow(Float32{});
-    if (type == TokenType::kBFloat16) return follow(BFloat16{});
-    follow(Float16{});
+    with_type(type, slopes, [&](auto token, auto*) {
+      compare<decltype(token)>(law_.distance, predicted, hidden, v_.row_length(), target_, slopes);
+    });
+    if (states_[column] == Cover::kAll) return v_.row_length();
+    int32_t count = 0;
+    for (int32_t i = 0; i < v_.row_length(); ++i) count += hidden[i] != 0;
+    return count;
   }
 
   const Views& v_;
@@ -124,17 +138,36 @@ class Loss {
 
 void masked_reconstruction_loss(const Views& v, const bool* mask, int32_t unit,
                                 const void* predicted, TokenType type, const LossLaw& law,
-                                int64_t begin, int64_t end, double* sums, void* gradient) {
+                                int64_t begin, int64_t end, double* sums, int64_t* counts,
+                                void* slope) {
   Parts counted(nullptr);
   Loss(counted, v, mask, unit, law);
   Parts parts(thread_scratch(counted.used()));
   Loss loss(parts, v, mask, unit, law);
-  const int64_t image = int64_t{v.patches()} * v.row_length() * int64_t(token_size(type));
+  const int64_t elements = int64_t{v.patches()} * v.row_length();
+  const int64_t image = elements * int64_t(token_size(type));
+  const int64_t kept = elements * Loss::kept_size(law, type);
   for (int64_t b = begin; b < end; ++b) {
-    uint8_t* const slopes = static_cast<uint8_t*>(gradient);
-    sums[b] = loss(b, static_cast<const uint8_t*>(predicted) + b * image,
-                   slopes == nullptr ? nullptr : slopes + b * image, type);
+    uint8_t* const slopes = static_cast<uint8_t*>(slope);
+    const Loss::Sum sum = loss(b, static_cast<const uint8_t*>(predicted) + b * image,
+                               slopes == nullptr ? nullptr : slopes + b * kept, type);
+    sums[b] = sum.distance;
+    counts[b] = sum.hidden;
   }
+}
+
+void reconstruction_gradient(const void* slope, bool signs, float factor, int64_t count,
+                             void* gradient, TokenType type) {
+  if (factor != factor) factor = __builtin_nanf("");  // the one that conversions leave alone
+  with_type(type, gradient, [&](auto token, auto* out) {
+    using Token = decltype(token);
+    if (signs) {
+      convert<Token>(static_cast<const Sign::Bits*>(slope), count, factor, -0.0f, out);
+      return;
+    }
+    const auto* const from = static_cast<const typename Token::Bits*>(slope);
+    for (int64_t i = 0; i < count; ++i) out[i] = Token::from(Token::to(from[i]) * factor);
+  });
 }
 
 }  // namespace

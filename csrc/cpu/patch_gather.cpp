@@ -62,9 +62,15 @@ void visible_patch_gather_cpu(const Views& views, const bool* mask, const int32_
 
 void masked_reconstruction_loss_cpu(const Views& views, const bool* mask, int32_t unit,
                                     const void* predicted, TokenType type, const LossLaw& law,
-                                    int64_t begin, int64_t end, double* sums, void* gradient) {
+                                    int64_t begin, int64_t end, double* sums, int64_t* counts,
+                                    void* slope) {
   served().masked_reconstruction_loss(views, mask, unit, predicted, type, law, begin, end, sums,
-                                      gradient);
+                                      counts, slope);
+}
+
+void reconstruction_gradient_cpu(const void* slope, bool signs, float factor, int64_t count,
+                                 void* gradient, TokenType type) {
+  served().reconstruction_gradient(slope, signs, factor, count, gradient, type);
 }
 
 void count_visible_cpu(const bool* mask, int64_t count, int32_t patches, int32_t* cu_seqlens) {
@@ -74,15 +80,6 @@ void count_visible_cpu(const bool* mask, int64_t count, int32_t patches, int32_t
     for (int32_t n = 0; n < patches; ++n) seen += !flag(mask, b * patches + n);
     cu_seqlens[b + 1] = seen;
   }
-}
-
-int64_t count_hidden_cpu(const Views& views, const bool* mask, int32_t unit, int64_t begin,
-                         int64_t end) {
-  if (mask == nullptr) return 0;
-  const int64_t cells = int64_t{views.out_h / unit} * (views.out_w / unit);
-  int64_t hidden = 0;
-  for (int64_t i = begin * cells; i < end * cells; ++i) hidden += flag(mask, i);
-  return hidden * unit * unit * views.channels;
 }
 
 const char* cpu_isa() { return isa_name(gather_isa()); }

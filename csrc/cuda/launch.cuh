@@ -26,9 +26,11 @@ void with_pixel(PixelType type, const Call& call) {
   }
 }
 
+inline bool aligned_16(const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; }
+
 // Where a thread may make eight tokens at once.
 inline bool wide(const Views& v, const void* tokens) {
-  return v.patch % 8 == 0 && reinterpret_cast<uintptr_t>(tokens) % 16 == 0;
+  return v.patch % 8 == 0 && aligned_16(tokens);
 }
 
 inline int32_t ceil_div(int64_t n, int64_t by) { return static_cast<int32_t>((n + by - 1) / by); }

@@ -1,5 +1,5 @@
-// The kernels of masked_reconstruction_loss: count what is hidden, the images' losses, their sum.
-// No sum depends on the order in which threads run.
+// The kernels of masked_reconstruction_loss: count what is hidden, the images' losses, their mean;
+// and the gradient, slopes times a number. No sum depends on the order in which threads run.
 #pragma once
 
 #include "core/patch_gather.h"
@@ -10,6 +10,7 @@ namespace spcxr {
 
 constexpr int kCountThreads = 256;
 constexpr int kLossThreads = 256;
+constexpr int kGradientThreads = 256;
 
 // The sum over the threads of a block, in every thread; always the same order.
 __device__ inline double block_sum(double value, double (&warp_sums)[32]) {
@@ -64,8 +65,8 @@ struct Eight {
   static __device__ void load(const Token* at, float (&x)[8]) {
     load_eight(at, x);
   }
-  template <class Token>
-  static __device__ void store(Token* at, const float (&x)[8]) {
+  template <class Kept>
+  static __device__ void store(Kept* at, const float (&x)[8]) {
     store_eight(at, x);
   }
 };
@@ -87,8 +88,8 @@ struct One {
   static __device__ void load(const Token* at, float (&x)[1]) {
     x[0] = unpack(*at);
   }
-  template <class Token>
-  static __device__ void store(Token* at, const float (&x)[1]) {
+  template <class Kept>
+  static __device__ void store(Kept* at, const float (&x)[1]) {
     store_one(at, x[0]);
   }
 };
@@ -99,7 +100,7 @@ struct LossCall {
   LossLaw law;
   int32_t lanes;  // that share a patch: a power of two up to 32
   const Token* predicted;
-  Token* gradient;
+  void* slope;  // int8_t or Token, see patch_gather.h
   double *sums, *counts;
 };
 
@@ -133,11 +134,10 @@ __device__ inline Norm patch_norm(const Views& v, const Layout& layout, const Lo
               static_cast<float>(1 / sqrt((variance < 0 ? 0 : variance) + kPatchVarianceFloor))};
 }
 
-// The loss of the elements at `at`, and their gradient.
+// The loss of the elements at `at`, and their slopes.
 template <class Look, class Token>
 __device__ inline float loss_of(const Views& v, const LossCall<Token>& call, const Look& look,
-                                int64_t b, Spot at, uint32_t hidden, Norm norm, float weight,
-                                int64_t offset) {
+                                int64_t b, Spot at, uint32_t hidden, Norm norm, int64_t offset) {
   constexpr int width = Look::kWidth;
   float slope[width] = {}, sum = 0;
   if (hidden != 0) {
@@ -149,10 +149,15 @@ __device__ inline float loss_of(const Views& v, const LossCall<Token>& call, con
       if ((hidden >> i & 1) == 0) continue;
       const float error = predicted[i] - (target[i] - norm.mean) * norm.slope;
       sum += loss_value(call.law.distance, error);
-      slope[i] = loss_slope(call.law.distance, error) * weight;
+      slope[i] = loss_slope(call.law.distance, error);
     }
   }
-  if (call.gradient != nullptr) Look::store(call.gradient + offset, slope);
+  if (call.slope == nullptr) return sum;
+  if (call.law.distance == Distance::kL1) {
+    Look::store(static_cast<int8_t*>(call.slope) + offset, slope);
+  } else {
+    Look::store(static_cast<Token*>(call.slope) + offset, slope);
+  }
   return sum;
 }
 
@@ -162,11 +167,6 @@ __global__ void __launch_bounds__(kLossThreads, Look::kWhole ? 4 : 3)
 loss_kernel(Views v, Layout layout, LossCall<Token> call) {
   __shared__ double warp_sums[32];
   const int64_t b = blockIdx.x;
-  double count = 0;
-  for (int64_t i = threadIdx.x; i < v.count; i += blockDim.x) count += call.counts[i];
-  count = block_sum(count, warp_sums);  // whole numbers: exact
-  const double weight = count > 0 ? 1 / count : 0;
-
   const Look look(v, b);
   const int32_t patches = layout.patches, lanes = call.lanes;
   const int32_t lane = threadIdx.x & (lanes - 1), a_warp = 32 / lanes;
@@ -184,21 +184,50 @@ loss_kernel(Views v, Layout layout, LossCall<Token> call) {
       const Spot at = layout.spot(patch, piece);
       const int64_t offset = (b * patches + patch) * layout.row_length + at.element;
       sum += loss_of(v, call, look, b, at, look.hidden(v, call.hidden, layout, b, at), norm,
-                     static_cast<float>(weight), offset);
+                     offset);
     }
   }
   sum = block_sum(sum, warp_sums);
-  if (threadIdx.x == 0) call.sums[b] = sum * weight;
+  if (threadIdx.x == 0) call.sums[b] = sum;
 }
 
-// One block: the images' losses added up.
+// One block: the mean of all images, and the weight of a slope in its gradient.
 __global__ void __launch_bounds__(kCountThreads)
-sum_losses_kernel(const double* sums, int64_t count, float* loss) {
+mean_loss_kernel(const double* sums, const double* counts, int64_t images, double slope_weight,
+                 float* loss, float* weight) {
   __shared__ double warp_sums[32];
-  double mine = 0;
-  for (int64_t b = threadIdx.x; b < count; b += blockDim.x) mine += sums[b];
-  const double sum = block_sum(mine, warp_sums);
-  if (threadIdx.x == 0) *loss = static_cast<float>(sum);
+  double distance = 0, hidden = 0;
+  for (int64_t b = threadIdx.x; b < images; b += blockDim.x) {
+    distance += sums[b];
+    hidden += counts[b];
+  }
+  distance = block_sum(distance, warp_sums);
+  hidden = block_sum(hidden, warp_sums);  // whole numbers: exact
+  if (threadIdx.x != 0) return;
+  const double share = 1 / (hidden > 1 ? hidden : 1);
+  *loss = static_cast<float>(distance * share);
+  *weight = static_cast<float>(slope_weight * share);
+}
+
+// gradient = slope * factor. Eight elements a thread; one by one at the end, and where their places
+// do not allow it.
+template <class Kept, class Token>
+__global__ void __launch_bounds__(kGradientThreads)
+gradient_kernel(const Kept* slope, const float* factor, int64_t count, bool wide,
+                Token* gradient) {
+  const int64_t first = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 8;
+  const float times = *factor;
+  if (wide && first + 8 <= count) {
+    float x[8];
+    load_eight(slope + first, x);
+#pragma unroll
+    for (float& value : x) value *= times;
+    store_eight(gradient + first, x);
+    return;
+  }
+  for (int64_t i = first; i < count && i < first + 8; ++i) {
+    store_one(gradient + i, unpack(slope[i]) * times);
+  }
 }
 
 }  // namespace spcxr

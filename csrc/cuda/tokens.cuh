@@ -50,12 +50,14 @@ __device__ inline uint32_t pack(Float16, float low, float high) { return float16
 __device__ inline float unpack(Float16 token) { return from_float16(token.bits); }
 __device__ inline float unpack(BFloat16 token) { return bits_to_float(uint32_t{token.bits} << 16); }
 __device__ inline float unpack(float token) { return token; }
+__device__ inline float unpack(int8_t sign) { return sign; }
 
 template <class Token>
 __device__ inline void store_one(Token* at, float value) {
   at->bits = static_cast<uint16_t>(pack(Token{}, value, 0.0f));
 }
 __device__ inline void store_one(float* at, float value) { *at = value; }
+__device__ inline void store_one(int8_t* at, float value) { *at = static_cast<int8_t>(value); }
 
 // Eight tokens at a multiple of 16 bytes.
 template <class Token>
@@ -67,6 +69,16 @@ __device__ inline void store_eight(Token* at, const float (&x)[8]) {
 __device__ inline void store_eight(float* at, const float (&x)[8]) {
   reinterpret_cast<float4*>(at)[0] = make_float4(x[0], x[1], x[2], x[3]);
   reinterpret_cast<float4*>(at)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+
+// Small whole numbers, at a multiple of 8 bytes.
+__device__ inline void store_eight(int8_t* at, const float (&x)[8]) {
+  uint32_t words[2] = {};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    words[i / 4] |= (static_cast<uint32_t>(static_cast<int32_t>(x[i])) & 0xFF) << i % 4 * 8;
+  }
+  *reinterpret_cast<uint2*>(at) = make_uint2(words[0], words[1]);
 }
 
 // Four tokens; one store where their place allows.
@@ -108,6 +120,10 @@ struct Raw<uint8_t> {
   using Type = uint2;
 };
 template <>
+struct Raw<int8_t> {
+  using Type = uint2;
+};
+template <>
 struct Raw<float> {
   using Type = Eight32;
 };
@@ -126,6 +142,14 @@ __device__ inline void spread(uint2 w, float (&x)[8], uint8_t) {
   for (int i = 0; i < 4; ++i) {
     x[i] = small(w.x >> 8 * i & 0xFF);
     x[4 + i] = small(w.y >> 8 * i & 0xFF);
+  }
+}
+
+__device__ inline void spread(uint2 w, float (&x)[8], int8_t) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[i] = static_cast<int8_t>(w.x >> 8 * i);
+    x[4 + i] = static_cast<int8_t>(w.y >> 8 * i);
   }
 }
 

@@ -171,11 +171,14 @@ template <class Pixel, class Token>
 void test_loss(const Call<Pixel>& call, bool wide) {
   const Views& v = call.v;
   const int32_t length = v.row_length(), n = v.patches(), unit = call.f.unit;
-  const LossLaw law{whole(0, 1) ? Distance::kL1 : Distance::kMSE, whole(0, 1) == 1, 0};
+  const LossLaw law{whole(0, 1) ? Distance::kL1 : Distance::kMSE, whole(0, 1) == 1};
+  const bool signs = law.distance == Distance::kL1;
   Buffer<Token> predicted(v.count * n * length), gradient(v.count * n * length);
+  Buffer<Token> errors(signs ? 0 : gradient.count);
+  Buffer<int8_t> sign(signs ? gradient.count : 0);
   for (size_t i = 0; i < predicted.count; ++i) store_one(&predicted[i], real(-3, 3));
   Buffer<double> scratch(2 * v.count);
-  float loss = NAN;
+  float loss = NAN, slope_weighs = NAN;
   const bool backward = whole(0, 3) != 0;
   int32_t lanes = 1;
   while (lanes < length / (wide ? 8 : 1) && lanes < 32) lanes *= 2;
@@ -183,7 +186,9 @@ void test_loss(const Call<Pixel>& call, bool wide) {
   hidden.mask = call.f.mask, hidden.unit = unit;
   const LossCall<Token> what_to{hidden,         law,
                                 lanes,          predicted.data,
-                                backward ? gradient.data : nullptr,
+                                !backward ? nullptr
+                                : signs   ? static_cast<void*>(sign.data)
+                                          : static_cast<void*>(errors.data),
                                 scratch.data,   scratch.data + v.count};
   const auto images = static_cast<unsigned>(v.count);
   const int64_t cells = int64_t{v.out_h / unit} * (v.out_w / unit);
@@ -200,7 +205,20 @@ void test_loss(const Call<Pixel>& call, bool wide) {
       loss_kernel<One, Token>(v, layout, what_to);
     }
   });
-  emulated::launch(1, kThreads, [&] { sum_losses_kernel(what_to.sums, v.count, &loss); });
+  emulated::launch(1, kThreads, [&] {
+    mean_loss_kernel(what_to.sums, what_to.counts, v.count, slope_weight(law.distance), &loss,
+                     &slope_weighs);
+  });
+  if (backward) {
+    const auto elements = static_cast<int64_t>(gradient.count);
+    emulated::launch(static_cast<unsigned>(elements / (8 * kThreads) + 1), kThreads, [&] {
+      if (signs) {
+        gradient_kernel(sign.data, &slope_weighs, elements, wide, gradient.data);
+      } else {
+        gradient_kernel(errors.data, &slope_weighs, elements, wide, gradient.data);
+      }
+    });
+  }
 
   int64_t counted = 0;
   double truth = 0;
@@ -217,7 +235,8 @@ void test_loss(const Call<Pixel>& call, bool wide) {
     const bool counts = is_hidden(v, call.f, i / (n * length), at.row, at.column);
     const float error = unpacked(predicted[i]) - target[at.e];
     if (counts) truth += double{weight} * loss_value(law.distance, error);
-    const float slope = counts ? loss_slope(law.distance, error) * weight : 0;
+    const float slope_of_one = loss_slope(law.distance, error) * weight * (signs ? 1 : 2);
+    const float slope = counts ? slope_of_one : 0;
     const bool near_zero = law.distance == Distance::kL1 && std::fabs(error) < 1e-3f;
     if (backward && !near_zero) CHECK(agree(gradient[i], slope, !counts));
   }

@@ -133,20 +133,29 @@ void check_loss(const Call& call, Dice& dice) {
     const uint32_t bits = bits_of(dice.unit() * 6 - 3, call.type);
     std::memcpy(predicted.as<uint8_t>() + i * int64_t(bytes_of(call.type)), &bits, bytes_of(call.type));
   }
-  const LossLaw law{static_cast<Distance>(dice.below(2)), dice.below(2) == 1, 0.125f};
+  const LossLaw law{static_cast<Distance>(dice.below(2)), dice.below(2) == 1};
+  const bool signs = law.distance == Distance::kL1;
+  const float weight = 0.125f, slope_weighs = weight * float(slope_weight(law.distance));
+  const Memory slope(size_t(count) * (signs ? 1 : bytes_of(call.type)));
   std::vector<double> sums(size_t(v.count), -1), again(size_t(v.count), -1), wanted;
+  std::vector<int64_t> counts(size_t(v.count), -1), counted(size_t(v.count), -1);
   masked_reconstruction_loss_cpu(v, call.f.mask, call.f.unit, predicted.as<void>(), call.type, law, 0,
-                                 v.count, sums.data(), gradient.as<void>());
+                                 v.count, sums.data(), counts.data(), slope.as<void>());
   for (int64_t b = v.count - 1; b >= 0; --b) {
     masked_reconstruction_loss_cpu(v, call.f.mask, call.f.unit, predicted.as<void>(), call.type, law,
-                                   b, b + 1, again.data(), nullptr);
+                                   b, b + 1, again.data(), counted.data(), nullptr);
   }
+  reconstruction_gradient_cpu(slope.as<void>(), signs, slope_weighs, count, gradient.as<void>(),
+                              call.type);
   CHECK(std::memcmp(sums.data(), again.data(), sums.size() * sizeof(double)) == 0);
+  CHECK(counts == counted);
   digest(sums.data(), sums.size() * sizeof(double));
+  digest(slope.as<void>(), slope.size);
   digest(gradient.as<void>(), gradient.size);
-  int64_t hidden = 0, i = 0;
+  int64_t i = 0;
   for (int64_t b = 0; b < v.count; ++b) {
     double sum = 0, slack = 1e-9;
+    int64_t hidden = 0;
     for (int32_t n = 0; n < v.patches(); ++n) {
       const double tolerance = wanted_values(call, b, n, law.normalise_patches, wanted);
       for (int32_t e = 0; e < v.row_length(); ++e, ++i) {
@@ -158,9 +167,9 @@ void check_loss(const Call& call, Dice& dice) {
         }
         const double error = token_at(predicted.as<void>(), call.type, i) - wanted[size_t(e)];
         const bool squared = law.distance == Distance::kMSE;
-        sum += (squared ? error * error : std::fabs(error)) * law.weight;
-        slack += (squared ? 2 * std::fabs(error) + tolerance : 1) * (tolerance + 1e-6) * law.weight;
-        const double right = law.weight * (squared ? 2 * error : (error > 0) - (error < 0));
+        sum += squared ? error * error : std::fabs(error);
+        slack += (squared ? 2 * std::fabs(error) + tolerance : 1) * (tolerance + 1e-6);
+        const double right = weight * (squared ? 2 * error : (error > 0) - (error < 0));
         if (squared || std::fabs(error) > tolerance) {
           CHECK(std::fabs(slope - right) <= std::fabs(right) * 0x1p-8 + 2 * tolerance);
         }
@@ -168,8 +177,8 @@ void check_loss(const Call& call, Dice& dice) {
       }
     }
     CHECK(std::fabs(sums[size_t(b)] - sum) <= slack);
+    CHECK(counts[size_t(b)] == hidden);
   }
-  CHECK(count_hidden_cpu(v, call.f.mask, call.f.unit, 0, v.count) == hidden);
 }
 
 // Any float there is, as it is, in every token type: subnormal, infinite, NaN.

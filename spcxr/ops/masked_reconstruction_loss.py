@@ -35,9 +35,10 @@ def masked_reconstruction_loss(
 ) -> Tensor:
     """Mean distance between predicted and clean elements over the hidden pixels of the batch.
 
-    The target is computed from the raw images again instead of being kept, and where a gradient is
-    wanted it is made in the same pass. Differentiable by ``predicted`` alone, once: what goes twice
-    through the loss raises.
+    The target is computed from the raw images again instead of being kept. Where a gradient is
+    wanted, the same pass keeps what it is made of: the errors' signs as int8 (``l1``), or the
+    errors (``mse``). Differentiable by ``predicted`` alone, once: what goes twice through the loss
+    raises.
 
     Parameters
     ----------
@@ -90,10 +91,6 @@ def masked_reconstruction_loss(
     verb = "masked_reconstruction_loss"
     kernel = dispatch.kernel(verb, backend, predicted.device.type, _REFERENCE)
     wanted = torch.is_grad_enabled() and predicted.requires_grad
-    if wanted and predicted.dtype == torch.float16:
-        # One element's slope is below what float16 holds before a loss scaler has multiplied it,
-        # and the scaler's 65536 is above: the slope stays in float32 until both have met.
-        predicted = predicted.float()
     words = (*views.words, mask.contiguous(), distance == "mse", normalise_patches)
     if dispatch.choose(verb, backend, predicted.device.type) == "triton":
         return _Loss.apply(kernel, predicted, words, wanted)
@@ -119,10 +116,20 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _gradient_of(slope: Tensor, upstream: Tensor) -> Tensor:
-    """d loss / d predicted, times what comes from above; not to be differentiated again."""
+def _product(slope: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``torch.ops.spcxr.reconstruction_gradient`` in plain torch."""
+    return (slope.float() * factor).to(dtype)
+
+
+def _gradient_of(product: Any, ctx: Any, upstream: Tensor) -> Tensor:
+    """d loss / d predicted, times what comes from above; not to be differentiated again.
+
+    One element's part is below what float16 holds before a loss scaler has multiplied it, and the
+    scaler's 65536 is above: both meet in float32.
+    """
+    slope, weight = ctx.saved_tensors
     with torch.no_grad():
-        gradient = slope * upstream.to(slope.dtype)
+        gradient: Tensor = product(slope, weight * upstream, ctx.dtype)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return gradient
     once: Tensor = _Once.apply(gradient.requires_grad_())
@@ -134,18 +141,18 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kernel: Any, predicted: Tensor, words: Any, wanted: bool) -> Tensor:
-        loss, gradient = kernel(predicted.detach(), *words, wanted)
-        ctx.save_for_backward(gradient)
+        loss, slope, weight = kernel(predicted.detach(), *words, wanted)
+        ctx.save_for_backward(slope, weight)
+        ctx.dtype = predicted.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return None, _gradient_of(gradient, upstream), None, None
+        return None, _gradient_of(_product, ctx, upstream), None, None
 
 
-def _reference(predicted: Tensor, *words: Any) -> tuple[Tensor, Tensor]:
-    """The formula in plain torch, and its gradient by hand."""
+def _reference(predicted: Tensor, *words: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The formula in plain torch, and what its gradient is made of."""
     views, (mask, squared, normalise_patches, needs_gradient) = Views.of_words(words), words[7:]
     clean = clean_images(views)
     target = patchify(clean, views.patch_px)
@@ -155,41 +162,58 @@ def _reference(predicted: Tensor, *words: Any) -> tuple[Tensor, Tensor]:
         target = target / (variance + PATCH_VARIANCE_FLOOR).sqrt()
     hidden = patchify(pixel_mask(views, mask)[:, None].expand_as(clean), views.patch_px)
     error = (predicted.float() - target).masked_fill(~hidden, 0)  # times 0, a NaN would stay
-    weight = 1.0 / hidden.sum().clamp(min=1)
+    share = 1.0 / hidden.sum().clamp(min=1).double()
     total = (error.square() if squared else error.abs()).sum(dtype=torch.float64)
-    loss = (total * weight.double()).float()
+    loss, weight = (total * share).float(), (share * (2 if squared else 1)).float()
     if not needs_gradient:
-        return loss, predicted.new_empty(0)
-    slope = 2 * error if squared else error.sign()
-    return loss, (slope * weight).to(predicted.dtype)
+        return loss, error.new_empty(0, dtype=_kept(predicted, squared)), weight
+    return loss, (error if squared else error.sign()).to(_kept(predicted, squared)), weight
 
 
-def _fake(predicted: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    gradient = predicted.new_empty(predicted.shape if rest[-1] else (0,))  # contiguous, as made
-    return predicted.new_empty((), dtype=torch.float32), gradient
+def _kept(predicted: Tensor, squared: bool) -> torch.dtype:
+    return predicted.dtype if squared else torch.int8
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
+def _fake(predicted: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    shape = predicted.shape if rest[-1] else (0,)
+    slope = predicted.new_empty(shape, dtype=_kept(predicted, rest[-3]))  # contiguous, as made
+    loss, weight = (predicted.new_empty((), dtype=torch.float32) for _ in range(2))
+    return loss, slope, weight
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros of the predictions' size for the second output
-    ctx.save_for_backward(output[1])
-    ctx.count = len(inputs)
+    ctx.save_for_backward(*output[1:])
+    ctx.dtype, ctx.count = inputs[0].dtype, len(inputs)
 
 
-def _backward(ctx: Any, upstream: Tensor | None, _of_gradient: None) -> tuple[Any, ...]:
-    (gradient,) = ctx.saved_tensors
-    rest = (None,) * (ctx.count - 1)
-    return (None if upstream is None else _gradient_of(gradient, upstream)), *rest
+def _backward_by(product: Any) -> Any:
+    def backward(ctx: Any, upstream: Tensor | None, *_of_what_is_kept: None) -> tuple[Any, ...]:
+        gradient = None if upstream is None else _gradient_of(product, ctx, upstream)
+        return gradient, *(None,) * (ctx.count - 1)
+
+    return backward
+
+
+def _native_product(slope: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    product: Tensor = torch.ops.spcxr.reconstruction_gradient(slope, factor, dtype)
+    return product
+
+
+def _fake_product(slope: Tensor, _factor: Tensor, dtype: torch.dtype) -> Tensor:
+    return slope.new_empty(slope.shape, dtype=dtype)
 
 
 dispatch.register_fake("masked_reconstruction_loss", _fake)
+dispatch.register_fake("reconstruction_gradient", _fake_product)
 _REFERENCE = dispatch.register_reference(
     f"masked_reconstruction_loss(Tensor predicted, {SCHEMA}, Tensor mask, bool squared, "
-    "bool normalise_patches, bool needs_gradient) -> (Tensor loss, Tensor gradient)",
+    "bool normalise_patches, bool needs_gradient) -> (Tensor loss, Tensor slope, Tensor weight)",
     _reference,
     _fake,
 )
 torch.library.register_autograd(
-    "spcxr_reference::masked_reconstruction_loss", _backward, setup_context=_keep
+    "spcxr_reference::masked_reconstruction_loss", _backward_by(_product), setup_context=_keep
 )
-dispatch.register_autograd("masked_reconstruction_loss", _backward, _keep)
+dispatch.register_autograd("masked_reconstruction_loss", _backward_by(_native_product), _keep)
