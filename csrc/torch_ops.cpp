@@ -275,13 +275,10 @@ GradientCall prepare(const Tensor& slope, const Tensor& factor, ScalarType dtype
 Tensor reconstruction_gradient_on_cpu(Tensor slope, Tensor factor, ScalarType dtype) {
   const auto call = prepare(slope, factor, dtype);
   const int64_t count = call.slope.numel(), step = 1 << 15;
-  const int64_t slope_bytes = call.signs ? 1 : element_size(dtype);
   torch::stable::parallel_for(0, (count + step - 1) / step, 1, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * step;
-    reconstruction_gradient_cpu(
-        static_cast<const char*>(call.slope.data_ptr()) + first * slope_bytes, call.signs,
-        *data<float>(factor), std::min(end * step, count) - first,
-        static_cast<char*>(call.gradient.data_ptr()) + first * element_size(dtype), call.type);
+    reconstruction_gradient_cpu(call.slope.data_ptr(), call.signs, *data<float>(factor), count,
+                                begin * step, std::min(end * step, count),
+                                call.gradient.data_ptr(), call.type);
   });
   return call.gradient;
 }

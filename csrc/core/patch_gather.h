@@ -32,9 +32,10 @@ void masked_reconstruction_loss_cpu(const Views& views, const bool* mask, int32_
                                     int64_t begin, int64_t end, double* sums, int64_t* counts,
                                     void* slope);
 
-// gradient = slope * factor, `count` of them; the slopes are int8 or of the gradient's type.
+// gradient = slope * factor, elements [begin, end) of `count`; the slopes are int8 or of the
+// gradient's type.
 void reconstruction_gradient_cpu(const void* slope, bool signs, float factor, int64_t count,
-                                 void* gradient, TokenType type);
+                                 int64_t begin, int64_t end, void* gradient, TokenType type);
 
 // The instruction set that serves: portable, avx2, avx512 or avx512_bf16. SPCXR_CPU_ISA, read once,
 // asks for a lesser one; null when it names one this CPU or this build does not have.

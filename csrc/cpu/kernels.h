@@ -18,7 +18,7 @@ struct Kernels {
                                      int64_t begin, int64_t end, double* sums, int64_t* counts,
                                      void* slope);
   void (*reconstruction_gradient)(const void* slope, bool signs, float factor, int64_t count,
-                                  void* gradient, TokenType type);
+                                  int64_t begin, int64_t end, void* gradient, TokenType type);
 };
 
 namespace portable {

@@ -89,6 +89,14 @@ struct Float16 {
   }
 };
 
+// Asks for `rows` rows of so many bytes ahead of their use.
+inline void prefetch(const void* from, int64_t row_bytes, int32_t rows = 1, int64_t stride = 0) {
+  const char* const first = static_cast<const char*>(from);
+  for (int32_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(first + r * stride + i);
+  }
+}
+
 // The sign of a number, or 0.
 struct Sign {
   using Bits = int8_t;

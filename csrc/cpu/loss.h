@@ -88,6 +88,7 @@ class Loss {
     const int64_t kept = v_.row_length() * kept_size(law_, type);
     own_.open(b);
     for (int32_t row = 0, n = 0; row < v_.grid_h(); ++row) {
+      cover_.expect(b, n + v_.grid_w());
       for (int32_t j = 0; j < v_.grid_w(); ++j) {
         states_[j] = cover_.state(b, n + j);
         wanted_[j] = states_[j] != Cover::kNone;
@@ -96,6 +97,7 @@ class Loss {
       for (int32_t j = 0; j < v_.grid_w(); ++j, ++n) {
         uint8_t* const here = slopes == nullptr ? nullptr : slopes + n * kept;
         if (wanted_[j]) {
+          if (j + 1 < v_.grid_w() && wanted_[j + 1]) prefetch(predicted + (n + 1) * size, size);
           hidden += one_patch(b, n, j, predicted + n * size, here, type);
           total.add(v_.row_length(), [&](int32_t i) { return static_cast<double>(target_[i]); });
         } else if (here != nullptr) {
@@ -157,17 +159,22 @@ void masked_reconstruction_loss(const Views& v, const bool* mask, int32_t unit,
 }
 
 void reconstruction_gradient(const void* slope, bool signs, float factor, int64_t count,
-                             void* gradient, TokenType type) {
+                             int64_t begin, int64_t end, void* gradient, TokenType type) {
   if (factor != factor) factor = __builtin_nanf("");  // the one that conversions leave alone
-  with_type(type, gradient, [&](auto token, auto* out) {
+  const int64_t size = int64_t(token_size(type));
+  uint8_t* const first = static_cast<uint8_t*>(gradient) + begin * size;
+  const Sink sink{type, worth_streaming(first, 64, count * size / 64)};
+  with_sink(sink, first, [&](auto token, auto streamed, auto* out) {
     using Token = decltype(token);
     if (signs) {
-      convert<Token>(static_cast<const Sign::Bits*>(slope), count, factor, -0.0f, out);
+      convert<Token, decltype(streamed)::value>(static_cast<const Sign::Bits*>(slope) + begin,
+                                                end - begin, factor, -0.0f, out);
       return;
     }
-    const auto* const from = static_cast<const typename Token::Bits*>(slope);
-    for (int64_t i = 0; i < count; ++i) out[i] = Token::from(Token::to(from[i]) * factor);
+    const auto* const from = static_cast<const typename Token::Bits*>(slope) + begin;
+    for (int64_t i = 0; i < end - begin; ++i) out[i] = Token::from(Token::to(from[i]) * factor);
   });
+  if (sink.streamed) end_streaming();
 }
 
 }  // namespace

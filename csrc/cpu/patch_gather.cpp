@@ -69,8 +69,8 @@ void masked_reconstruction_loss_cpu(const Views& views, const bool* mask, int32_
 }
 
 void reconstruction_gradient_cpu(const void* slope, bool signs, float factor, int64_t count,
-                                 void* gradient, TokenType type) {
-  served().reconstruction_gradient(slope, signs, factor, count, gradient, type);
+                                 int64_t begin, int64_t end, void* gradient, TokenType type) {
+  served().reconstruction_gradient(slope, signs, factor, count, begin, end, gradient, type);
 }
 
 void count_visible_cpu(const bool* mask, int64_t count, int32_t patches, int32_t* cu_seqlens) {

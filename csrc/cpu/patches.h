@@ -177,6 +177,12 @@ class Cover {
     return more == 0 ? kNone : less != 0 ? kAll : kSome;
   }
 
+  // Asks for the cells of a row of patches, from the first one's number on.
+  void expect(int64_t b, int32_t patch) const {
+    if (mask_ == nullptr || unit_ == v_.patch || patch >= v_.patches()) return;
+    prefetch(first(b, patch), int64_t{v_.patch} * v_.out_w);
+  }
+
   // Not 0 for every hidden element of the patch, after `ahead` < 4 bytes of 0 and with 4 more behind.
   const uint8_t* elements(int64_t b, int32_t patch, int32_t ahead) const {
     const int32_t area = v_.patch * v_.patch, length = v_.row_length();

@@ -145,8 +145,8 @@ void check_loss(const Call& call, Dice& dice) {
     masked_reconstruction_loss_cpu(v, call.f.mask, call.f.unit, predicted.as<void>(), call.type, law,
                                    b, b + 1, again.data(), counted.data(), nullptr);
   }
-  reconstruction_gradient_cpu(slope.as<void>(), signs, slope_weighs, count, gradient.as<void>(),
-                              call.type);
+  reconstruction_gradient_cpu(slope.as<void>(), signs, slope_weighs, count, 0, count,
+                              gradient.as<void>(), call.type);
   CHECK(std::memcmp(sums.data(), again.data(), sums.size() * sizeof(double)) == 0);
   CHECK(counts == counted);
   digest(sums.data(), sums.size() * sizeof(double));

@@ -24,7 +24,7 @@ EACH = pytest.mark.parametrize(
     "architecture", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90a"]
 )
 NVCC = ("nvcc", "-std=c++17", "-O3", "-fmad=false", "-I", str(ROOT / "csrc"))
-TYPES = {"h": "uint8", "t": "uint16", "f": "float32", "7Float16": "float16"}
+TYPES = {"a": "int8", "h": "uint8", "t": "uint16", "f": "float32", "7Float16": "float16"}
 TYPES |= {"8BFloat16": "bfloat16", "Lb1": "whole", "3One": "any", "5Eight": "", "Lb0": ""}
 TYPES |= {f"Li{dim}": str(dim) for dim in (32, 64, 128)}
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
@@ -121,6 +121,22 @@ def test_fast_paths_use_wide_words(architecture):
             assert stores >= lines * (2 if token == "float32" else 1), (name, types, stores)
             seen += 1
     assert seen == 3 * 9 * 2  # kernels, pairs of types, whole images or boxes
+
+
+@needs_nvcc
+@EACH
+def test_gradients_use_wide_words(architecture):
+    """Eight slopes a load, 16 bytes a store."""
+    folder, _ = compiled(architecture)
+    code = run(disassembler(), "-sass", folder / "reconstruction_loss.cubin")
+    seen = 0
+    for function in code.split("Function : ")[1:]:
+        name, *types = kernel_name(function.split()[0]).split()
+        if name == "gradient_kernel":
+            assert re.search(rf"LDG\.E\.{64 if types[0] == 'int8' else 128}\.CON", function), types
+            assert re.search(r"STG\.E\.128", function), types
+            seen += 1
+    assert seen == 6  # signs or errors, to three types
 
 
 @needs_nvcc
