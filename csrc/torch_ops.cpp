@@ -226,7 +226,7 @@ LossCall prepare(const Tensor& predicted, const Views& views, const Tensor& mask
           {squared ? Distance::kMSE : Distance::kL1, normalise_patches},
           rows,
           torch::stable::new_empty(rows, needs_gradient ? shape : std::vector<int64_t>{0},
-                                   squared ? rows.scalar_type() : ScalarType::Char),
+                                   squared ? ScalarType::Float : ScalarType::Char),
           torch::stable::new_empty(pixels, {}, ScalarType::Float),
           torch::stable::new_empty(pixels, {}, ScalarType::Float)};
 }
@@ -264,8 +264,8 @@ struct GradientCall {
 GradientCall prepare(const Tensor& slope, const Tensor& factor, ScalarType dtype) {
   expect(factor, "factor", ScalarType::Float, {}, slope);
   const bool signs = slope.scalar_type() == ScalarType::Char;
-  STD_TORCH_CHECK(signs || slope.scalar_type() == dtype,
-                  "reconstruction_gradient: slopes are int8 or of the gradient's type");
+  STD_TORCH_CHECK(signs || slope.scalar_type() == ScalarType::Float,
+                  "reconstruction_gradient: slopes are int8 or float32");
   const Tensor rows = torch::stable::contiguous(slope);
   std::vector<int64_t> shape(static_cast<size_t>(rows.dim()));
   for (size_t i = 0; i < shape.size(); ++i) shape[i] = rows.size(static_cast<int64_t>(i));

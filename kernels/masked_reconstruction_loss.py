@@ -131,7 +131,7 @@ def masked_reconstruction_loss(
     mask, squared, normalise_patches, needs_gradient = words[7:]
     predicted = predicted.contiguous()
     loss, weight = (predicted.new_zeros((), dtype=torch.float32) for _ in range(2))
-    kept = predicted.dtype if squared else torch.int8
+    kept = torch.float32 if squared else torch.int8
     slopes = torch.empty_like(predicted, dtype=kept) if needs_gradient else None
     count, length = predicted.shape[0] * predicted.shape[1], predicted.shape[2]
     if count:

@@ -26,14 +26,13 @@ struct LossLaw {
 
 // Adds nothing up over images: sums and counts [B] get each image's distances and the number of its
 // hidden elements (pixels times channels). predicted [B, N, C*P*P] is of `type`; slope (null: not
-// wanted) has its shape: int8 signs of kL1, errors of `type` of kMSE, 0 where not hidden.
+// wanted) has its shape: int8 signs of kL1, float32 errors of kMSE, 0 where not hidden.
 void masked_reconstruction_loss_cpu(const Views& views, const bool* mask, int32_t unit,
                                     const void* predicted, TokenType type, const LossLaw& law,
                                     int64_t begin, int64_t end, double* sums, int64_t* counts,
                                     void* slope);
 
-// gradient = slope * factor, elements [begin, end) of `count`; the slopes are int8 or of the
-// gradient's type.
+// gradient = slope * factor, elements [begin, end) of `count`; the slopes are int8 or float32.
 void reconstruction_gradient_cpu(const void* slope, bool signs, float factor, int64_t count,
                                  int64_t begin, int64_t end, void* gradient, TokenType type);
 

@@ -89,12 +89,9 @@ struct Float16 {
   }
 };
 
-// Asks for `rows` rows of so many bytes ahead of their use.
-inline void prefetch(const void* from, int64_t row_bytes, int32_t rows = 1, int64_t stride = 0) {
-  const char* const first = static_cast<const char*>(from);
-  for (int32_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(first + r * stride + i);
-  }
+// Asks for so many bytes ahead of their use.
+inline void prefetch(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
 }
 
 // The sign of a number, or 0.
@@ -264,7 +261,7 @@ inline void store16_where(const uint8_t* cells, Float32, Sixteen value, float* t
 #endif
 
 // What is read next is not in the caches any more when a call has written so much; to leave them
-// out then saves the reading of every line before it is written. Measured: benchmarks/README.md.
+// out then saves the reading of every line before it is written. Measured: docs/LOG.md.
 constexpr int64_t kStreamedBytes = 8 << 20;
 
 inline bool worth_streaming(const void* to, int64_t row_bytes, int64_t rows) {
@@ -285,7 +282,7 @@ inline void convert(const Pixel* __restrict pixels, int64_t n, float scale, floa
                     typename Token::Bits* __restrict out) {
   int64_t i = 0;
 #ifdef __AVX2__
-  constexpr bool kNan = Pixel(0.5f) != 0;  // a float may be one; scale and shift are finite
+  constexpr bool kNan = Pixel(0.5f) != 0;  // a float may be any; others become the common one
   const Sixteen scales = all16(scale), shifts = all16(shift);
   for (; i + 16 <= n; i += 16) {
     store16<kStreamed, kNan>(Token{}, plus(times(load16(pixels + i), scales), shifts), out + i);

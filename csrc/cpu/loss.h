@@ -35,19 +35,21 @@ inline void normalise(float* target, int32_t n) {
 }
 
 // What a distance keeps of an element for the backward pass, as a token type.
-template <Distance distance, typename Token>
-using Kept = std::conditional_t<distance == Distance::kL1, Sign, Token>;
+template <Distance distance>
+using Kept = std::conditional_t<distance == Distance::kL1, Sign, Float32>;
+
+int64_t kept_size(Distance distance) { return distance == Distance::kL1 ? 1 : 4; }
 
 // The loss of every element, 0 where not hidden, takes the target's place; its slope is written.
 template <Distance distance, typename Token>
 void compare(const typename Token::Bits* __restrict predicted, const uint8_t* __restrict hidden,
              int32_t n, float* __restrict target,
-             typename Kept<distance, Token>::Bits* __restrict slopes) {
+             typename Kept<distance>::Bits* __restrict slopes) {
   for (int32_t i = 0; i < n; ++i) {
     const float error = Token::to(predicted[i]) - target[i];
     const float loss = loss_value(distance, error), slope = loss_slope(distance, error);
     target[i] = hidden[i] ? loss : 0.0f;
-    if (slopes != nullptr) slopes[i] = Kept<distance, Token>::from(hidden[i] ? slope : 0.0f);
+    if (slopes != nullptr) slopes[i] = Kept<distance>::from(hidden[i] ? slope : 0.0f);
   }
 }
 
@@ -56,10 +58,9 @@ void compare(Distance distance, const void* predicted, const uint8_t* hidden, in
              float* target, void* slopes) {
   const auto* const p = static_cast<const typename Token::Bits*>(predicted);
   if (distance == Distance::kL1) {
-    compare<Distance::kL1, Token>(p, hidden, n, target, static_cast<Sign::Bits*>(slopes));
+    compare<Distance::kL1, Token>(p, hidden, n, target, static_cast<int8_t*>(slopes));
   } else {
-    compare<Distance::kMSE, Token>(p, hidden, n, target,
-                                   static_cast<typename Token::Bits*>(slopes));
+    compare<Distance::kMSE, Token>(p, hidden, n, target, static_cast<float*>(slopes));
   }
 }
 
@@ -85,7 +86,7 @@ class Loss {
     Lanes total;
     int64_t hidden = 0;
     const int64_t size = v_.row_length() * int64_t(token_size(type));
-    const int64_t kept = v_.row_length() * kept_size(law_, type);
+    const int64_t kept = v_.row_length() * kept_size(law_.distance);
     own_.open(b);
     for (int32_t row = 0, n = 0; row < v_.grid_h(); ++row) {
       cover_.expect(b, n + v_.grid_w());
@@ -106,10 +107,6 @@ class Loss {
       }
     }
     return {total.sum(), hidden};
-  }
-
-  static int64_t kept_size(const LossLaw& law, TokenType type) {
-    return law.distance == Distance::kL1 ? 1 : int64_t(token_size(type));
   }
 
  private:
@@ -148,7 +145,7 @@ void masked_reconstruction_loss(const Views& v, const bool* mask, int32_t unit,
   Loss loss(parts, v, mask, unit, law);
   const int64_t elements = int64_t{v.patches()} * v.row_length();
   const int64_t image = elements * int64_t(token_size(type));
-  const int64_t kept = elements * Loss::kept_size(law, type);
+  const int64_t kept = elements * kept_size(law.distance);
   for (int64_t b = begin; b < end; ++b) {
     uint8_t* const slopes = static_cast<uint8_t*>(slope);
     const Loss::Sum sum = loss(b, static_cast<const uint8_t*>(predicted) + b * image,
@@ -160,20 +157,14 @@ void masked_reconstruction_loss(const Views& v, const bool* mask, int32_t unit,
 
 void reconstruction_gradient(const void* slope, bool signs, float factor, int64_t count,
                              int64_t begin, int64_t end, void* gradient, TokenType type) {
-  if (factor != factor) factor = __builtin_nanf("");  // the one that conversions leave alone
+  if (factor != factor) factor = __builtin_nanf("");  // a NaN that `convert` of whole numbers bears
   const int64_t size = int64_t(token_size(type));
   uint8_t* const first = static_cast<uint8_t*>(gradient) + begin * size;
   const Sink sink{type, worth_streaming(first, 64, count * size / 64)};
-  with_sink(sink, first, [&](auto token, auto streamed, auto* out) {
-    using Token = decltype(token);
-    if (signs) {
-      convert<Token, decltype(streamed)::value>(static_cast<const Sign::Bits*>(slope) + begin,
-                                                end - begin, factor, -0.0f, out);
-      return;
-    }
-    const auto* const from = static_cast<const typename Token::Bits*>(slope) + begin;
-    for (int64_t i = 0; i < end - begin; ++i) out[i] = Token::from(Token::to(from[i]) * factor);
-  });
+  const auto scale = [&](const auto* from) {
+    convert_to(sink, from + begin, end - begin, factor, -0.0f, first);
+  };
+  signs ? scale(static_cast<const int8_t*>(slope)) : scale(static_cast<const float*>(slope));
   if (sink.streamed) end_streaming();
 }
 

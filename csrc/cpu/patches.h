@@ -25,7 +25,7 @@ void with_sink(Sink sink, void* tokens, const Work& work) {
 }
 
 template <typename Pixel>
-void convert_to(Sink sink, const Pixel* pixels, int32_t n, float scale, float shift,
+void convert_to(Sink sink, const Pixel* pixels, int64_t n, float scale, float shift,
                 void* tokens) {
   with_sink(sink, tokens, [&](auto token, auto streamed, auto* out) {
     convert<decltype(token), decltype(streamed)::value>(pixels, n, scale, shift, out);

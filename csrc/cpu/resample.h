@@ -1,7 +1,7 @@
 // One image's box, resampled into strips: a patch's values [C][P][P], one after the other. Rows are
 // weighted first, along the source's columns; then columns: with AVX-512 out of two registers that
-// hold all a patch sees of a row, otherwise for kLanes rows of the view at a time, which lie side by
-// side for that. Both add in one order, so the bits are the same. Internal to kernels_body.h.
+// hold all that 16 of them see of a row, otherwise for kLanes rows of the view at a time, which lie
+// side by side for that. Both add in one order, so the bits are the same. Internal to kernels_body.h.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -12,8 +12,12 @@ namespace SPCXR_ISA {
 namespace {
 
 // What each output of an axis sees: `count` pixels from `first`, their weights' sum 1. Pixels at the
-// ends with no weight are left out. Both ends move one way along the axis.
+// ends with no weight are left out (one at an end: rounding may leave a second, of weight 0). Both
+// ends move one way along the axis.
 struct Taps {
+  // The pixels of 16 outputs may be read at once so far, past the last output too.
+  static constexpr int32_t kAtOnce = 5;
+
   int32_t* first;
   int32_t* count;
   float* weights;  // of output i's pixel k at i + k * outputs
@@ -25,11 +29,10 @@ struct Taps {
   static int32_t most_of(int32_t source, int32_t out) {
     return smaller(2 * ((source + out) / out) + 4, source);
   }
-  // Sixteen outputs may be read at once, past the last one too.
   Taps(Parts& parts, int32_t source, int32_t out)
       : first(parts.take<int32_t>(out + 16)),
         count(parts.take<int32_t>(out + 16)),
-        weights(parts.take<float>(int64_t{out} * most_of(source, out) + 16)),
+        weights(parts.take<float>(out * int64_t{-smaller(-most_of(source, out), -kAtOnce)} + 16)),
         outputs(out),
         most(most_of(source, out)),
         centre_(parts.take<float>(out)),
@@ -239,10 +242,10 @@ class Resampler {
 #ifdef __AVX512F__
   // What up to 16 columns of a patch see of a row lies in two registers, unless it is made much
   // smaller.
-  static constexpr int32_t kWindow = 32, kPicks = 5;
+  static constexpr int32_t kWindow = 32;
 
   bool fits(const Taps& columns, int32_t left, int32_t right) const {
-    if (columns.widest > kPicks) return false;
+    if (columns.widest > Taps::kAtOnce) return false;
     for (int32_t n = left; n < right; ++n)
       for (int32_t j = 0; j < v_.patch; j += 16) {
         const int32_t a = n * v_.patch + j, z = a + smaller(16, v_.patch - j) - 1;
@@ -263,7 +266,7 @@ class Resampler {
       } else if (taps.widest == 3) {
         pick16<3>(taps, i, base, from, lanes, strip + j);
       } else {
-        pick16<kPicks>(taps, i, base, from, lanes, strip + j);
+        pick16<Taps::kAtOnce>(taps, i, base, from, lanes, strip + j);
       }
     }
   }

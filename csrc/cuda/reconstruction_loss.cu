@@ -61,7 +61,7 @@ const char* reconstruction_gradient_cuda(const void* slope, bool signs, const fl
       gradient_kernel<<<static_cast<unsigned>(blocks), kGradientThreads, 0, stream>>>(
           from, factor, count, wide, static_cast<Token*>(gradient));
     };
-    signs ? launch(static_cast<const int8_t*>(slope)) : launch(static_cast<const Token*>(slope));
+    signs ? launch(static_cast<const int8_t*>(slope)) : launch(static_cast<const float*>(slope));
   });
   return launch_error();
 }

@@ -100,7 +100,7 @@ struct LossCall {
   LossLaw law;
   int32_t lanes;  // that share a patch: a power of two up to 32
   const Token* predicted;
-  void* slope;  // int8_t or Token, see patch_gather.h
+  void* slope;  // int8_t or float, see patch_gather.h
   double *sums, *counts;
 };
 
@@ -156,7 +156,7 @@ __device__ inline float loss_of(const Views& v, const LossCall<Token>& call, con
   if (call.law.distance == Distance::kL1) {
     Look::store(static_cast<int8_t*>(call.slope) + offset, slope);
   } else {
-    Look::store(static_cast<Token*>(call.slope) + offset, slope);
+    Look::store(static_cast<float*>(call.slope) + offset, slope);
   }
   return sum;
 }

@@ -174,7 +174,7 @@ void test_loss(const Call<Pixel>& call, bool wide) {
   const LossLaw law{whole(0, 1) ? Distance::kL1 : Distance::kMSE, whole(0, 1) == 1};
   const bool signs = law.distance == Distance::kL1;
   Buffer<Token> predicted(v.count * n * length), gradient(v.count * n * length);
-  Buffer<Token> errors(signs ? 0 : gradient.count);
+  Buffer<float> errors(signs ? 0 : gradient.count);
   Buffer<int8_t> sign(signs ? gradient.count : 0);
   for (size_t i = 0; i < predicted.count; ++i) store_one(&predicted[i], real(-3, 3));
   Buffer<double> scratch(2 * v.count);

@@ -39,6 +39,8 @@ VERBS: dict[str, str | None] = {
     "norm_linear": None,
     "residual_mlp": None,
 }
+# What the backward passes of verbs call.
+BACKWARD = ("masked_attention_backward", "reconstruction_gradient")
 # Kernels for CPUs that multiply bfloat16 alone: elsewhere torch's own layers are the faster ones.
 OF_BFLOAT16 = ("norm_linear", "residual_mlp")
 # What `auto` leaves to torch although the kernels are there (`masked_attention.handed_over`).
@@ -74,7 +76,7 @@ def native() -> Native:
     except OSError as error:  # what ctypes raises: another torch, a missing symbol, a torn file
         cause = str(error).splitlines()[0]
         return Native({}, f"{LIBRARY} does not load ({cause}); build it for this torch")
-    if missing := [verb for verb in VERBS if not hasattr(torch.ops.spcxr, verb)]:
+    if missing := [op for op in (*VERBS, *BACKWARD) if not hasattr(torch.ops.spcxr, op)]:
         return Native(
             {}, f"{LIBRARY} is older than these sources (no {missing[0]}); build it again"
         )

@@ -37,8 +37,8 @@ def masked_reconstruction_loss(
 
     The target is computed from the raw images again instead of being kept. Where a gradient is
     wanted, the same pass keeps what it is made of: the errors' signs as int8 (``l1``), or the
-    errors (``mse``). Differentiable by ``predicted`` alone, once: what goes twice through the loss
-    raises.
+    errors as float32 (``mse``). Differentiable by ``predicted`` alone, once: what goes twice
+    through the loss raises.
 
     Parameters
     ----------
@@ -165,18 +165,14 @@ def _reference(predicted: Tensor, *words: Any) -> tuple[Tensor, Tensor, Tensor]:
     share = 1.0 / hidden.sum().clamp(min=1).double()
     total = (error.square() if squared else error.abs()).sum(dtype=torch.float64)
     loss, weight = (total * share).float(), (share * (2 if squared else 1)).float()
-    if not needs_gradient:
-        return loss, error.new_empty(0, dtype=_kept(predicted, squared)), weight
-    return loss, (error if squared else error.sign()).to(_kept(predicted, squared)), weight
-
-
-def _kept(predicted: Tensor, squared: bool) -> torch.dtype:
-    return predicted.dtype if squared else torch.int8
+    slope = error if squared else error.sign().to(torch.int8)
+    return loss, slope if needs_gradient else slope.new_empty(0), weight
 
 
 def _fake(predicted: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    shape = predicted.shape if rest[-1] else (0,)
-    slope = predicted.new_empty(shape, dtype=_kept(predicted, rest[-3]))  # contiguous, as made
+    squared, _normalise, needs_gradient = rest[-3:]
+    shape = predicted.shape if needs_gradient else (0,)
+    slope = predicted.new_empty(shape, dtype=torch.float32 if squared else torch.int8)
     loss, weight = (predicted.new_empty((), dtype=torch.float32) for _ in range(2))
     return loss, slope, weight
 

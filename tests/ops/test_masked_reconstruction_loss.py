@@ -206,6 +206,36 @@ def test_opcheck_of_rows_that_are_not_contiguous():
         torch.library.opcheck(op, (rows.transpose(1, 2).contiguous().transpose(1, 2), *words))
 
 
+@needs_native
+def test_the_gradients_op():
+    op, factor = torch.ops.spcxr.reconstruction_gradient, torch.tensor(-0.3)
+    signs = torch.tensor([[1, 0, -1]], dtype=torch.int8)
+    for slope in (signs, signs.float() * 1e-6, signs[:0]):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            torch.library.opcheck(op.default, (slope, factor, dtype))
+            assert torch.equal(op(slope, factor, dtype), (slope.float() * factor).to(dtype))
+    for words in (
+        (signs.half(), factor, torch.float16),
+        (signs, factor.double(), torch.float32),
+        (signs, factor[None], torch.float32),
+        (signs, factor, torch.float64),
+    ):
+        with pytest.raises(RuntimeError, match=r"int8 or float32|factor|tokens"):
+            op(*words)
+
+
+def test_float16_keeps_errors_that_it_does_not_hold(backend):
+    views = whole_views(torch.zeros(1, 1, 16, 16, dtype=torch.uint8), patch_px=16, shift=4e4)
+    mask = torch.ones(1, 1, 1, dtype=torch.bool)
+    for value, shift in ((-4e4, 4e4), (1e-7, 0.0)):
+        predicted = torch.full((1, 1, 256), value, dtype=torch.float16, requires_grad=True)
+        views = views._replace(shift=torch.tensor([shift]))
+        loss = masked_reconstruction_loss(predicted, views, mask, distance="mse", backend=backend)
+        (gradient,) = torch.autograd.grad(loss * 4096, predicted)
+        error = predicted.detach().float() - shift
+        assert torch.equal(gradient, (error * (2 / 256 * 4096)).half())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend_name", ["native", "triton"])
 @pytest.mark.parametrize("distance", DISTANCES)

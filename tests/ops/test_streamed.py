@@ -1,5 +1,5 @@
-"""Calls so large that tokens are stored past the caches (8 MiB and more, csrc/cpu/lanes.h) give the
-bits of small calls, whatever the instruction set."""
+"""Calls so large that what they make is stored past the caches (8 MiB and more, csrc/cpu/lanes.h)
+give the bits of small calls, whatever the instruction set."""
 
 import os
 import subprocess
@@ -12,10 +12,13 @@ pytestmark = needs_native
 
 COMPARE = f"""
 import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+import numpy as np
 import torch
 from view_cases import pixels_of
+from spcxr import _native
 from spcxr.objectives.corruption import Corruption, sample_crops, sample_fill
 from spcxr.ops.masked_patch_gather import masked_patch_gather, visible_patch_gather
+from spcxr.ops.masked_reconstruction_loss import DISTANCES, masked_reconstruction_loss
 from spcxr.ops.views import FILLS, Views, whole_views
 
 COUNT, SIDE, KINDS = 100, 224, (torch.float32, torch.bfloat16, torch.float16)
@@ -49,6 +52,30 @@ def check(pixels, patch, dtype):
             assert torch.equal(made[b : b + 10], few)
             few = masked_patch_gather(one, dtype=dtype, backend="native")
             assert torch.equal(clean[b : b + 10], few)
+
+def check_gradient(dtype, distance):
+    # of 2.1 million elements, in many pieces
+    pixels = pixels_of((42, 1, SIDE, SIDE), torch.uint8)
+    views = whole_views(pixels, patch_px=16, scale=.01, shift=-.4)
+    mask = torch.rand(42, SIDE, SIDE, generator=torch.Generator().manual_seed(2)) < .6
+    made = []
+    for backend in ("native", "reference"):
+        rows = pixels.float().view(42, 196, 256).sin().to(dtype).requires_grad_()
+        loss = masked_reconstruction_loss(rows, views, mask, distance=distance, backend=backend)
+        (loss * 3e4).backward()
+        made.append(rows.grad)
+    assert dtype != torch.float32 or made[0].nbytes >= 8 << 20
+    torch.testing.assert_close(*made, rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=1e-7)
+
+for dtype in (torch.float32, torch.bfloat16):
+    for distance in DISTANCES:
+        check_gradient(dtype, distance)
+
+pixels = pixels_of((COUNT, 1, SIDE, SIDE), torch.uint8)
+law = dict(scale=np.full(COUNT, .01, "f"), shift=np.full(COUNT, -.4, "f"))
+large = _native.masked_patch_gather(pixels.numpy(), size=(SIDE, SIDE), patch=16, **law)
+views = whole_views(pixels, patch_px=16, scale=.01, shift=-.4)
+assert torch.equal(torch.from_numpy(large), masked_patch_gather(views, backend="native"))
 
 for dtype in KINDS:
     check(pixels_of((COUNT, 1, SIDE, SIDE), torch.uint8), 16, dtype)
