@@ -37,8 +37,7 @@ class Gather {
 
   void operator()(int64_t b, uint8_t* tokens, Sink sink) {
     tokens_ = tokens;
-    type_ = sink.type;
-    streamed_ = sink.streamed;
+    sink_ = sink;
     bool some = false;
     for (int32_t n = 0; n < v_.patches(); ++n) {
       states_[n] = cover_.state(b, n);
@@ -102,7 +101,7 @@ class Gather {
 
   void fill_zeros(int64_t b, int32_t n) {
     if (states_[n] == Cover::kAll) {
-      std::memset(token(n), 0, size_t(v_.row_length()) * token_size(type_));
+      std::memset(token(n), 0, size_t(v_.row_length()) * token_size(sink_.type));
       return;
     }
     std::memset(values_, 0, size_t(v_.row_length()) * sizeof(float));
@@ -113,15 +112,17 @@ class Gather {
     if (states_[n] == Cover::kAll) {
       convert_to(sink(n), values, v_.row_length(), 1.0f, -0.0f, token(n));  // as they are
     } else {
-      merge_to(type_, values, hidden, v_.row_length(), token(n));
+      merge_to(sink_.type, values, hidden, v_.row_length(), token(n));
     }
   }
 
   // What is filled in part is read again at once.
-  Sink sink(int32_t n) const { return {type_, streamed_ && states_[n] != Cover::kSome}; }
+  Sink sink(int32_t n) const {
+    return {sink_.type, sink_.streamed && states_[n] != Cover::kSome};
+  }
 
   uint8_t* token(int32_t n) const {
-    return tokens_ + int64_t{n} * v_.row_length() * static_cast<int64_t>(token_size(type_));
+    return tokens_ + int64_t{n} * v_.row_length() * static_cast<int64_t>(token_size(sink_.type));
   }
 
   const Views& v_;
@@ -135,8 +136,7 @@ class Gather {
   Cover::State* states_;
   bool* wanted_;
   uint8_t* tokens_ = nullptr;
-  TokenType type_ = TokenType::kFloat32;
-  bool streamed_ = false;
+  Sink sink_{TokenType::kFloat32};
 };
 
 void masked_patch_gather(const Views& v, const Fill& f, int64_t begin, int64_t end, void* tokens,
@@ -147,7 +147,7 @@ void masked_patch_gather(const Views& v, const Fill& f, int64_t begin, int64_t e
   Parts parts(thread_scratch(counted.used()));
   Gather gather(parts, v, f, shuffle);
   const int64_t size = v.row_length() * int64_t(token_size(type)), image = v.patches() * size;
-  const Sink sink{type, worth_streaming(tokens, size, v.count * v.patches())};
+  const Sink sink{type, worth_streaming(tokens, size, v.count * image)};
   for (int64_t b = begin; b < end; ++b) {
     gather(b, static_cast<uint8_t*>(tokens) + b * image, sink);
   }
@@ -168,7 +168,7 @@ void visible_patch_gather(const Views& v, const bool* mask, const int32_t* cu_se
   Parts parts(thread_scratch(counted.used()));
   Work work(parts, v);
   const int64_t size = v.row_length() * int64_t(token_size(type));
-  const Sink sink{type, worth_streaming(tokens, size, cu_seqlens[v.count])};
+  const Sink sink{type, worth_streaming(tokens, size, cu_seqlens[v.count] * size)};
   for (int64_t b = begin; b < end; ++b) {
     const uint8_t* hidden = reinterpret_cast<const uint8_t*>(mask) + b * v.patches();  // see flag()
     int64_t at = cu_seqlens[b];

@@ -264,8 +264,8 @@ inline void store16_where(const uint8_t* cells, Float32, Sixteen value, float* t
 // out then saves the reading of every line before it is written. Measured: docs/LOG.md.
 constexpr int64_t kStreamedBytes = 8 << 20;
 
-inline bool worth_streaming(const void* to, int64_t row_bytes, int64_t rows) {
-  return rows * row_bytes >= kStreamedBytes && row_bytes % 64 == 0 &&
+inline bool worth_streaming(const void* to, int64_t row_bytes, int64_t bytes) {
+  return bytes >= kStreamedBytes && row_bytes % 64 == 0 &&
          reinterpret_cast<uintptr_t>(to) % 64 == 0;
 }
 

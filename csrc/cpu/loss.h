@@ -116,7 +116,7 @@ class Loss {
     own_.write(column, {TokenType::kFloat32}, target_);
     if (law_.normalise_patches) normalise(target_, v_.row_length());
     const uint8_t* const hidden = cover_.elements(b, n, 0);
-    with_type(type, slopes, [&](auto token, auto*) {
+    with_type(type, nullptr, [&](auto token, auto*) {
       compare<decltype(token)>(law_.distance, predicted, hidden, v_.row_length(), target_, slopes);
     });
     if (states_[column] == Cover::kAll) return v_.row_length();
@@ -160,7 +160,7 @@ void reconstruction_gradient(const void* slope, bool signs, float factor, int64_
   if (factor != factor) factor = __builtin_nanf("");  // a NaN that `convert` of whole numbers bears
   const int64_t size = int64_t(token_size(type));
   uint8_t* const first = static_cast<uint8_t*>(gradient) + begin * size;
-  const Sink sink{type, worth_streaming(first, 64, count * size / 64)};
+  const Sink sink{type, worth_streaming(first, 64, count * size)};
   const auto scale = [&](const auto* from) {
     convert_to(sink, from + begin, end - begin, factor, -0.0f, first);
   };

@@ -141,7 +141,7 @@ class Patches {
   bool whole_ = false;
 };
 
-typedef uint8_t Sixteen8 __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint8_t SixteenBytes __attribute__((vector_size(16), aligned(1), may_alias));
 
 // What of each patch a mask hides. A mask of one cell a patch and one of one cell a pixel look alike
 // from here.
@@ -156,12 +156,12 @@ class Cover {
     if (mask_ == nullptr) return kNone;
     if (unit_ == v_.patch) return flag(mask_, b * v_.patches() + patch) ? kAll : kNone;
     const uint8_t* cells = first(b, patch);
-    Sixteen8 some{}, all = some - 1;  // any bit of a cell; the least cell
+    SixteenBytes some{}, all = some - 1;  // any bit of a cell; the least cell
     uint8_t more = 0, less = 255;
     for (int32_t r = 0; r < v_.patch; ++r, cells += v_.out_w) {
       int32_t j = 0;
       for (; j + 16 <= v_.patch; j += 16) {
-        const Sixteen8 here = *reinterpret_cast<const Sixteen8*>(cells + j);
+        const SixteenBytes here = *reinterpret_cast<const SixteenBytes*>(cells + j);
         some |= here;
         all = here < all ? here : all;
       }

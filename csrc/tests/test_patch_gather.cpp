@@ -189,6 +189,24 @@ void check_loss(const Call& call, Dice& dice) {
   }
 }
 
+// One image, whole, to `out` x `out` in patches of 16.
+Views one_image(const void* pixels, PixelType type, int32_t high, int32_t wide, int32_t out,
+                const float* scale, const float* shift) {
+  Views v{};
+  v.pixels = pixels;
+  v.pixel_type = type;
+  v.channels = 1;
+  v.count = 1;
+  v.source_h = high;
+  v.source_w = wide;
+  v.row_stride = wide;
+  v.out_h = v.out_w = out;
+  v.patch = 16;
+  v.scale = scale;
+  v.shift = shift;
+  return v;
+}
+
 // Any float there is, as it is, in every token type: subnormal, infinite, NaN.
 void check_roundings(Dice& dice) {
   std::vector<float> pixels;
@@ -199,16 +217,7 @@ void check_roundings(Dice& dice) {
   }
   while (pixels.size() < 96 * 96) pixels.push_back(bits_to_float(dice.word()));
   const float scale = 1, shift = -0.0f;
-  Views v{};
-  v.pixels = pixels.data();
-  v.pixel_type = PixelType::kFloat32;
-  v.channels = 1;
-  v.count = 1;
-  v.source_h = v.source_w = v.out_h = v.out_w = 96;
-  v.row_stride = 96;
-  v.patch = 16;
-  v.scale = &scale;
-  v.shift = &shift;
+  const Views v = one_image(pixels.data(), PixelType::kFloat32, 96, 96, 96, &scale, &shift);
   for (const TokenType type : {TokenType::kFloat32, TokenType::kBFloat16, TokenType::kFloat16}) {
     const Memory tokens(size_t{96 * 96} * bytes_of(type));
     masked_patch_gather_cpu(v, Fill{}, 0, 1, tokens.as<void>(), type);
@@ -228,17 +237,7 @@ void check_windows() {
     std::vector<uint8_t> pixels(size_t(wide) * 32);
     for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = uint8_t(i * 97 >> 2);
     const float scale = 1, shift = 0;
-    Views v{};
-    v.pixels = pixels.data();
-    v.pixel_type = PixelType::kUInt8;
-    v.channels = 1;
-    v.count = 1;
-    v.source_h = 32;
-    v.source_w = wide;
-    v.row_stride = wide;
-    v.out_h = v.out_w = v.patch = 16;
-    v.scale = &scale;
-    v.shift = &shift;
+    const Views v = one_image(pixels.data(), PixelType::kUInt8, 32, wide, 16, &scale, &shift);
     const Memory tokens(256 * sizeof(float));
     masked_patch_gather_cpu(v, Fill{}, 0, 1, tokens.as<void>(), TokenType::kFloat32);
     digest(tokens.as<void>(), tokens.size);
